@@ -1,0 +1,69 @@
+"""shardflow: durable workflows on the Postgres servers you already run: one of them, or fifty."""
+
+from __future__ import annotations
+
+from .app import App, Call, Step, Workflow
+from .client.aio import AsyncClient
+from .client.handle import AsyncHandle
+from .client.sync import Client, Handle
+from .config import load as load_config
+from .core.retry import Retry
+from .errors import (
+    ClusterError,
+    ConfigError,
+    InvalidInput,
+    InvalidWorkflowId,
+    MigrationError,
+    NonDeterminism,
+    ResultTimeout,
+    SerializationError,
+    ShardflowError,
+    ShardUnavailable,
+    StepFailed,
+    SubmitUncertain,
+    UsageError,
+    WorkflowConflict,
+    WorkflowFailed,
+    WorkflowNotFound,
+)
+from .model import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig, Status, StepInfo, WorkflowInfo
+from .worker.worker import Worker
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "AsyncClient",
+    "AsyncHandle",
+    "Call",
+    "Client",
+    "ClusterConfig",
+    "ClusterError",
+    "ConfigError",
+    "Handle",
+    "InvalidInput",
+    "InvalidWorkflowId",
+    "LeaseConfig",
+    "MigrationError",
+    "NonDeterminism",
+    "PoolConfig",
+    "ResultTimeout",
+    "Retry",
+    "SerializationError",
+    "ShardConfig",
+    "ShardUnavailable",
+    "ShardflowError",
+    "Status",
+    "Step",
+    "StepFailed",
+    "StepInfo",
+    "SubmitUncertain",
+    "UsageError",
+    "Worker",
+    "Workflow",
+    "WorkflowConflict",
+    "WorkflowFailed",
+    "WorkflowInfo",
+    "WorkflowNotFound",
+    "load_config",
+]

@@ -1,0 +1,156 @@
+"""Brings submissions to their shards, through stale maps and shards that are away.
+
+What is certain not to have been sent may get another id, if its id is ours to choose; what may have been sent is
+only ever sent again to the same shard under the same id, where a repetition is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..core.retry import Retry
+from ..core.routing import slot_of
+from ..errors import MapChanged, ShardflowError, ShardUnavailable, SubmitUncertain, WorkflowConflict
+from ..model import ClusterConfig
+from ..storage import submissions
+from ..storage.submissions import NewWorkflow
+from .router import Router
+
+#: Pauses between tries against a shard that does not answer, in seconds.
+_BACKOFF = Retry(attempts=2, initial=0.05, factor=2.0, maximum=1.0, jitter=0.3)
+#: Seconds to wait for a connection before an id of our own choice is drawn anew for another shard.
+REDRAW_AFTER = 1.0
+
+
+@dataclass(slots=True)
+class Item:
+    """A submission under way. `draw` gives another id where it is ours to choose; `wf` and `shard` are answers."""
+
+    id: str
+    name: str
+    queue: str
+    slot: int
+    input: bytes
+    draw: Callable[[], str] | None = None
+    sent: bool = False
+    wf: int = field(default=0)
+    shard: str = ""
+
+
+class Sender:
+    """Sends items by the router's map.
+
+    Arguments: `router`; `config`, the cluster's, whose `pool.timeout` limits how long one send tries, in seconds.
+    """
+
+    def __init__(self, router: Router, config: ClusterConfig) -> None:
+        self._router = router
+        self._timeout = config.pool.timeout
+        self._slots = config.slots
+
+    async def send(self, items: Sequence[Item]) -> None:
+        """Submits all and fills in `wf` and `shard`; returns when all are committed.
+
+        Raises ShardUnavailable (nothing of that shard's part was written), SubmitUncertain, or WorkflowConflict; the
+        other shards' parts are submitted nevertheless.
+        """
+        await self._route(items, time.monotonic() + self._timeout)
+
+    async def _route(self, items: Sequence[Item], deadline: float) -> None:
+        slot_map = await self._router.load()
+        parts: dict[str, list[Item]] = defaultdict(list)
+        for item in items:
+            item.shard = slot_map.owners[item.slot]
+            parts[item.shard].append(item)
+        if len(parts) == 1:
+            await self._deliver(items[0].shard, items, deadline)
+            return
+        results = await asyncio.gather(
+            *(self._deliver(shard, part, deadline) for shard, part in parts.items()), return_exceptions=True
+        )
+        failures = [r for r in results if isinstance(r, BaseException)]
+        if failures:
+            raise failures[0]
+
+    async def _deliver(self, shard: str, items: Sequence[Item], deadline: float) -> None:
+        """One shard's part, tried again until the deadline."""
+        tries = 0
+        while True:
+            slot_map = await self._router.load()
+            try:
+                await self._try(shard, items)
+                self._router.answered(shard)
+                return
+            except MapChanged:
+                # Nothing was written: the new map may send the items elsewhere.
+                await self._router.load(stale=slot_map)
+                if time.monotonic() >= deadline:
+                    raise
+                await self._route(items, deadline)
+                return
+            except ShardUnavailable as error:
+                self._router.failed(shard)
+                if all(item.draw is not None and not item.sent for item in items):
+                    self._redraw(items)
+                    await self._route(items, deadline)
+                    return
+                tries += 1
+                pause = _BACKOFF.delay(min(tries, 8), random.random())
+                if time.monotonic() + pause >= deadline:
+                    raise self._gave_up(shard, items, error) from error
+                await asyncio.sleep(pause)
+
+    async def _try(self, shard: str, items: Sequence[Item]) -> None:
+        pool = self._router.pool(shard)
+        generation = await self._router.generation(await self._router.load(), shard)
+        ours = all(item.draw is not None and not item.sent for item in items)
+        async with pool.connection(min(REDRAW_AFTER, self._timeout) if ours else None) as conn:
+            new = [NewWorkflow(i.id, i.name, i.queue, i.slot, i.input) for i in items]
+            try:
+                made = await submissions.submit(pool.shard, conn, generation, new)
+            except ShardUnavailable:
+                for item in items:
+                    item.sent = True
+                raise
+            there = [item for item in items if item.id not in made]
+            known = await submissions.existing(pool.shard, conn, [i.id for i in there]) if there else {}
+        conflicts = []
+        for item in items:
+            if item.id in made:
+                item.wf = made[item.id]
+        for item in there:
+            item.wf, name, input = known[item.id]
+            if (name, input) != (item.name, item.input):
+                conflicts.append((item, name))
+        if conflicts:
+            item, name = conflicts[0]
+            more = f" (and {len(conflicts) - 1} more like it)" if len(conflicts) > 1 else ""
+            differs = f"name {name!r} instead of {item.name!r}" if name != item.name else "another input"
+            raise WorkflowConflict(
+                f"workflow id {item.id!r} was submitted before with {differs}{more}: use another id, or"
+                " get() the first",
+                workflow_id=item.id,
+            )
+
+    def _redraw(self, items: Sequence[Item]) -> None:
+        for item in items:
+            assert item.draw is not None
+            item.id = item.draw()
+            item.slot = slot_of(item.id, self._slots)
+
+    @staticmethod
+    def _gave_up(shard: str, items: Sequence[Item], error: ShardUnavailable) -> ShardflowError:
+        doubtful = tuple(item.id for item in items if item.sent)
+        if not doubtful:
+            return ShardUnavailable(f"{error}; {len(items)} workflow(s) were not submitted to it", shard=shard)
+        return SubmitUncertain(
+            f"shard {shard!r}: the connection was lost on the way and did not come back; {len(doubtful)} workflow(s),"
+            f" the first {doubtful[0]!r}, may have been accepted: submit them again with the same ids",
+            shard=shard,
+            ids=doubtful,
+        )

@@ -1,0 +1,133 @@
+"""Every exception shardflow raises, in one tree under `ShardflowError`.
+
+A docstring is its class's default message. `retryable` says whether the same call may succeed later
+without any change by the caller.
+"""
+
+from __future__ import annotations
+
+
+class ShardflowError(Exception):
+    """Something in shardflow failed."""
+
+    retryable = False
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
+
+
+class ConfigError(ShardflowError):
+    """The configuration is not valid."""
+
+
+class InvalidInput(ShardflowError, ValueError):
+    """An argument is not valid."""
+
+
+class InvalidWorkflowId(InvalidInput):
+    """A workflow id must be 1 to 512 bytes of Unicode text without NUL."""
+
+
+class SerializationError(InvalidInput):
+    """A value cannot be turned into the codec's form, or back."""
+
+
+class UsageError(ShardflowError):
+    """shardflow was called in a way that cannot work."""
+
+
+class ClusterError(ShardflowError):
+    """The shards do not form the cluster that the configuration describes."""
+
+
+class MigrationError(ClusterError):
+    """A shard's schema is not at the version this code needs."""
+
+
+class ShardUnavailable(ShardflowError):
+    """A shard does not answer."""
+
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, shard: str = "") -> None:
+        super().__init__(message)
+        self.shard = shard
+
+
+class SubmitUncertain(ShardUnavailable):
+    """The connection was lost while a submit was under way: it may have been accepted or not.
+
+    Submit again with the same id: that is safe, because an id runs once.
+    """
+
+    def __init__(self, message: str | None = None, *, shard: str = "", ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message, shard=shard)
+        self.ids = ids
+
+
+class WorkflowError(ShardflowError):
+    """A workflow could not be handled."""
+
+    def __init__(self, message: str | None = None, *, workflow_id: str = "") -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+
+
+class WorkflowNotFound(WorkflowError):
+    """No workflow has this id."""
+
+
+class WorkflowConflict(WorkflowError):
+    """The id already belongs to a workflow with another name or input."""
+
+
+class WorkflowFailed(WorkflowError):
+    """The workflow ended with an error.
+
+    Attributes: `workflow_id`; `type`, the qualified name of the exception's class; `message`; `traceback`, as text.
+    """
+
+    def __init__(self, workflow_id: str, type: str, message: str, traceback: str = "") -> None:
+        super().__init__(f"workflow {workflow_id!r} failed: {type}: {message}", workflow_id=workflow_id)
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+
+
+class StepFailed(ShardflowError):
+    """A step failed for good; raised again by a replay in place of the step's own exception.
+
+    Attributes: `step`, its name; `type`, the qualified name of the original class; `message`; `traceback`, as text.
+    """
+
+    def __init__(self, step: str, type: str, message: str, traceback: str = "", attempts: int = 1) -> None:
+        super().__init__(f"step {step!r} failed after {attempts} attempt(s): {type}: {message}")
+        self.step = step
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+        self.attempts = attempts
+
+
+class NonDeterminism(WorkflowError):
+    """On replay the workflow's code did something else than its checkpoints say."""
+
+
+class ResultTimeout(ShardflowError, TimeoutError):
+    """The workflow did not end within the given time; it goes on."""
+
+    retryable = True
+
+
+class LeaseLost(ShardflowError):
+    """The lease was taken by a peer: nothing of this batch was written."""
+
+
+class MapChanged(ShardflowError):
+    """The shard's slots changed: the caller's slot map is stale and nothing was written."""
+
+    retryable = True
+
+
+class EmbeddedError(ShardflowError):
+    """An embedded Postgres server could not be started or stopped."""

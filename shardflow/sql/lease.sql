@@ -1,0 +1,73 @@
+-- name: open
+-- A new lease; its id was never used before. Parameters: worker, seconds to live.
+INSERT INTO {schema}.lease (worker, expires_at) VALUES (%s, clock_timestamp() + make_interval(secs => %s))
+RETURNING lease, epoch
+
+-- name: live
+-- Holds the lock that tells peers that this session lives; it goes with the session. Parameters: lease.
+SELECT pg_advisory_lock(hashtextextended({schema_text} || ':lease:' || %s::bigint, 0))
+
+-- name: renew
+-- Pushes the lease's end; answers nothing if it is gone or was resumed elsewhere. Parameters: seconds, lease, epoch.
+UPDATE {schema}.lease SET expires_at = clock_timestamp() + make_interval(secs => %s)
+WHERE lease = %s AND epoch = %s RETURNING true
+
+-- name: settle
+-- First half of a resume: waits until no transaction of the old connection is under way. Parameters: lease.
+SELECT epoch FROM {schema}.lease WHERE lease = %s FOR UPDATE
+
+-- name: resume
+-- Second half: a new epoch shuts out whatever the old connection may yet send. Parameters: seconds, lease.
+UPDATE {schema}.lease SET epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => %s)
+WHERE lease = %s RETURNING epoch
+
+-- name: peers
+-- Leases that may be dead: past their time, or with a closed session. Parameters: own lease, whether to look at
+-- sessions.
+SELECT lease, worker, expires_at < clock_timestamp() AS expired,
+       %s AND pg_try_advisory_xact_lock_shared(hashtextextended({schema_text} || ':lease:' || lease, 0)) AS gone
+FROM {schema}.lease WHERE lease <> %s
+
+-- name: expire_due
+-- Ends a lease that is past its time and puts its claims back, counted as a failure; NULL or nothing if not so.
+-- Parameters: lease.
+SELECT {schema}.end_lease(lease, 1) FROM {schema}.lease WHERE lease = %s AND expires_at < clock_timestamp()
+
+-- name: expire_gone
+-- Ends a lease whose session is seen closed, likewise. Parameters: lease.
+SELECT {schema}.end_lease(lease, 1) FROM {schema}.lease
+WHERE lease = %s AND pg_try_advisory_xact_lock_shared(hashtextextended({schema_text} || ':lease:' || lease, 0))
+
+-- name: release
+-- Ends the caller's own lease in good order; what it still holds goes back uncounted. Parameters: lease.
+SELECT {schema}.end_lease(%s, 0)
+
+-- name: held
+-- All that the lease's receipts name and that has no outcome yet. Parameters: lease.
+SELECT c.batch, u.wf, u.attempt
+FROM {schema}.claim c, unnest(c.wfs, c.attempts) AS u (wf, attempt)
+WHERE c.lease = %s AND NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = u.wf)
+
+-- name: batches
+-- The receipts of the lease. Parameters: lease.
+SELECT batch FROM {schema}.claim WHERE lease = %s
+
+-- name: load
+-- The submissions of these workflows. Parameters: wfs.
+SELECT wf, id, name, input, queue, priority FROM {schema}.workflow WHERE wf = ANY(%s)
+
+-- name: checkpoints
+-- The checkpoints of these workflows in order. Parameters: wfs.
+SELECT wf, seq, name, output, error, attempts FROM {schema}.step WHERE wf = ANY(%s) ORDER BY wf, seq
+
+-- name: written
+-- Whether a turn's writes are there, asked of one of them: a turn commits whole or not at all.
+-- Parameters: step wf, step seq, outcome wf.
+SELECT EXISTS (SELECT FROM {schema}.step WHERE wf = %s AND seq = %s)
+    OR EXISTS (SELECT FROM {schema}.outcome WHERE wf = %s)
+
+-- name: list
+-- All leases with what they hold.
+SELECT l.lease, l.worker, l.epoch, l.opened_at, l.expires_at, l.expires_at < clock_timestamp() AS expired,
+       coalesce(sum(cardinality(c.wfs)), 0)::bigint AS claimed
+FROM {schema}.lease l LEFT JOIN {schema}.claim c USING (lease) GROUP BY l.lease ORDER BY l.lease

@@ -1,0 +1,56 @@
+-- name: outcomes
+-- The ends of those of these workflows that have ended. Parameters: wfs.
+SELECT wf, status, output, error FROM {schema}.outcome WHERE wf = ANY(%s)
+
+-- name: keys
+-- The narrow keys of these ids. Parameters: ids.
+SELECT id, wf FROM {schema}.workflow WHERE id = ANY(%s)
+
+-- name: find
+-- One workflow and where it is; one statement, so one moment. Parameters: id.
+SELECT w.wf, w.id, w.name, w.queue, w.submitted_at, o.status, o.finished_at, s.wf IS NOT NULL AS suspended,
+       coalesce(c.attempt, s.attempt, 0) AS attempt, c.wf IS NOT NULL AS running
+FROM {schema}.workflow w
+LEFT JOIN {schema}.outcome o ON o.wf = w.wf
+LEFT JOIN {schema}.wait s ON s.wf = w.wf
+LEFT JOIN LATERAL (
+    SELECT w.wf, attempts[array_position(wfs, w.wf)] AS attempt FROM {schema}.claim WHERE w.wf = ANY(wfs) LIMIT 1
+) c ON true
+WHERE w.id = %s
+
+-- name: steps
+-- The checkpoints of one workflow. Parameters: id.
+SELECT s.seq, s.name, s.finished_at, s.attempts, s.output, s.error
+FROM {schema}.step s JOIN {schema}.workflow w USING (wf) WHERE w.id = %s ORDER BY s.seq
+
+-- name: input
+-- Submission and end of one workflow. Parameters: id.
+SELECT w.name, w.input, o.status, o.output, o.error
+FROM {schema}.workflow w LEFT JOIN {schema}.outcome o ON o.wf = w.wf WHERE w.id = %s
+
+-- name: recent
+-- The latest submissions and where they are. Parameters: limit.
+SELECT w.wf, w.id, w.name, w.queue, w.submitted_at, o.status, o.finished_at, s.wf IS NOT NULL AS suspended,
+       coalesce(c.attempt, s.attempt, 0) AS attempt, c.wf IS NOT NULL AS running
+FROM {schema}.workflow w
+LEFT JOIN {schema}.outcome o ON o.wf = w.wf
+LEFT JOIN {schema}.wait s ON s.wf = w.wf
+LEFT JOIN LATERAL (
+    SELECT w.wf, attempts[array_position(wfs, w.wf)] AS attempt FROM {schema}.claim WHERE w.wf = ANY(wfs) LIMIT 1
+) c ON true
+ORDER BY w.wf DESC LIMIT %s
+
+-- name: counts
+-- How many workflows are where, at one moment; running are those claimed without an outcome.
+SELECT (SELECT count(*) FROM {schema}.workflow) AS submitted,
+       (SELECT count(*) FROM {schema}.ready) AS ready,
+       (SELECT count(*) FROM {schema}.claim c, unnest(c.wfs) AS u (wf)
+        WHERE NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = u.wf)) AS running,
+       (SELECT count(*) FROM {schema}.wait) AS suspended,
+       (SELECT count(*) FROM {schema}.outcome WHERE status = 'succeeded') AS succeeded,
+       (SELECT count(*) FROM {schema}.outcome WHERE status = 'failed') AS failed,
+       (SELECT count(*) FROM {schema}.step) AS steps
+
+-- name: progress
+-- The same, cheaply and roughly enough for a progress bar: only ends and what waits.
+SELECT (SELECT count(*) FROM {schema}.outcome) AS ended, (SELECT count(*) FROM {schema}.ready) AS ready

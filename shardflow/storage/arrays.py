@@ -1,0 +1,109 @@
+"""Postgres arrays as parameters in the binary format, one `bytes.join` each.
+
+psycopg dumps a list by calling a Python dumper per element, which would be the worker's largest single cost;
+see benchmarks/LOG.md. Wire format: PostgreSQL source, `array_send` in src/backend/utils/adt/arrayfuncs.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
+from struct import Struct, pack
+from typing import Any
+
+from psycopg.adapt import AdaptersMap, Dumper
+from psycopg.pq import Format
+
+_HEAD = Struct(">iiIii").pack
+_INT8 = Struct(">iq").pack
+_INT4 = Struct(">ii").pack
+_INT2 = Struct(">ih").pack
+_FLOAT8 = Struct(">id").pack
+_NULL = b"\xff\xff\xff\xff"
+_LENGTHS = [pack(">i", n) for n in range(4096)]
+
+
+class Array:
+    """A one-dimensional array; subclasses say of which type. `values` may hold None where the type allows it."""
+
+    __slots__ = ("values",)
+    element_oid = 0
+    array_oid = 0
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = values
+
+    def elements(self) -> Iterable[bytes]:
+        """Each element as its length in four bytes and its content."""
+        raise NotImplementedError
+
+
+class Int8s(Array):
+    __slots__ = ()
+    element_oid, array_oid = 20, 1016
+
+    def elements(self) -> Iterable[bytes]:
+        return map(_INT8, repeat(8), self.values)
+
+
+class Int4s(Array):
+    __slots__ = ()
+    element_oid, array_oid = 23, 1007
+
+    def elements(self) -> Iterable[bytes]:
+        return map(_INT4, repeat(4), self.values)
+
+
+class Int2s(Array):
+    __slots__ = ()
+    element_oid, array_oid = 21, 1005
+
+    def elements(self) -> Iterable[bytes]:
+        return map(_INT2, repeat(2), self.values)
+
+
+class Float8s(Array):
+    __slots__ = ()
+    element_oid, array_oid = 701, 1022
+
+    def elements(self) -> Iterable[bytes]:
+        return map(_FLOAT8, repeat(8), self.values)
+
+
+class Byteas(Array):
+    __slots__ = ()
+    element_oid, array_oid = 17, 1001
+
+    def elements(self) -> Iterable[bytes]:
+        return chain.from_iterable(map(_sized, self.values))
+
+
+class Texts(Array):
+    __slots__ = ()
+    element_oid, array_oid = 25, 1009
+
+    def elements(self) -> Iterable[bytes]:
+        return chain.from_iterable([(_NULL,) if v is None else _sized(v.encode()) for v in self.values])
+
+
+def _sized(value: bytes | None) -> tuple[bytes, ...]:
+    if value is None:
+        return (_NULL,)
+    size = len(value)
+    return (_LENGTHS[size] if size < 4096 else pack(">i", size), value)
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Array) -> bytes:
+        if not obj.values:
+            return _HEAD(0, 0, obj.element_oid, 0, 1)[:12]
+        return _HEAD(1, 1, obj.element_oid, len(obj.values), 1) + b"".join(obj.elements())
+
+
+def register(adapters: AdaptersMap) -> None:
+    """Teaches a connection to send these arrays."""
+    for kind in (Int8s, Int4s, Int2s, Float8s, Byteas, Texts):
+        dumper = type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": kind.array_oid})
+        adapters.register_dumper(kind, dumper)

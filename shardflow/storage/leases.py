@@ -1,0 +1,162 @@
+"""Leases in the database: open, keep, resume after a lost connection, release, and expire those of dead peers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from .arrays import Int8s
+from .shard import Conn, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another worker's lease: whether its time is over, and whether its session is closed."""
+
+    lease: int
+    worker: str
+    expired: bool
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A workflow that a lease holds: which receipt names it, and the leases expired under it so far."""
+
+    batch: int
+    wf: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A workflow's record as the worker needs it to run it."""
+
+    wf: int
+    id: str
+    name: str
+    input: bytes
+    queue: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A step's recorded outcome: `error` is JSON text where it failed for good."""
+
+    seq: int
+    name: str
+    output: bytes | None
+    error: str | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """A lease as `lease list` shows it; times are the shard's clock."""
+
+    lease: int
+    worker: str
+    epoch: int
+    opened_at: datetime
+    expires_at: datetime
+    expired: bool
+    claimed: int
+
+
+async def open_lease(shard: Shard, conn: Conn, worker: str, ttl: float) -> tuple[int, int]:
+    """Opens a lease for `ttl` seconds; answers (lease, epoch). The session stands for the worker's life."""
+    sql = shard.statements("lease")
+    with shard.translate():
+        async with conn.transaction():
+            row = await (await conn.execute(sql["open"], (worker, ttl))).fetchone()
+            assert row is not None
+            if not shard.config.pooler:
+                await conn.execute(sql["live"], (row[0],))
+    return row[0], row[1]
+
+
+async def stand_in(shard: Shard, conn: Conn, lease: int) -> None:
+    """Makes this connection's session stand for the holder's life, after the former one was lost."""
+    if not shard.config.pooler:
+        with shard.translate():
+            await conn.execute(shard.statements("lease")["live"], (lease,))
+
+
+async def renew(shard: Shard, conn: Conn, lease: int, epoch: int, ttl: float) -> bool:
+    """Pushes the lease's end to `ttl` seconds from now; False if it is not held any more."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["renew"], (ttl, lease, epoch))
+        return await cursor.fetchone() is not None
+
+
+async def resume(shard: Shard, conn: Conn, lease: int, ttl: float) -> int | None:
+    """Takes the lease over from the worker's own lost connection; answers its new epoch, None if it is gone.
+
+    Returns only after no transaction of the old connection is under way, and none can begin.
+    """
+    sql = shard.statements("lease")
+    with shard.translate():
+        async with conn.transaction():
+            await conn.execute(sql["settle"], (lease,))
+            row = await (await conn.execute(sql["resume"], (ttl, lease))).fetchone()
+    return None if row is None else row[0]
+
+
+async def release(shard: Shard, conn: Conn, lease: int) -> int | None:
+    """Ends the worker's own lease; answers how many workflows went back to ready, None if it was gone."""
+    with shard.translate():
+        row = await (await conn.execute(shard.statements("lease")["release"], (lease,))).fetchone()
+    return None if row is None else row[0]
+
+
+async def peers(shard: Shard, conn: Conn, own: int) -> list[Peer]:
+    """The other leases on the shard that are past their time or seem to have lost their session."""
+    sessions = not shard.config.pooler
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["peers"], (sessions, own))
+        return [p for row in await cursor.fetchall() if (p := Peer(*row)).expired or p.gone]
+
+
+async def expire(shard: Shard, conn: Conn, peer: Peer) -> int | None:
+    """Expires a peer's lease if it is still dead; answers how many workflows went back, None if it was not."""
+    sql = shard.statements("lease")
+    with shard.translate():
+        cursor = await conn.execute(sql["expire_due" if peer.expired else "expire_gone"], (peer.lease,))
+        row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
+async def held(shard: Shard, conn: Conn, lease: int) -> tuple[list[Held], list[int]]:
+    """What the lease holds by its receipts, and the numbers of all its receipts."""
+    sql = shard.statements("lease")
+    with shard.translate():
+        rows = await (await conn.execute(sql["held"], (lease,))).fetchall()
+        batches = await (await conn.execute(sql["batches"], (lease,))).fetchall()
+    return [Held(*row) for row in rows], [row[0] for row in batches]
+
+
+async def submissions(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Submission]:
+    """The records of these workflows."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["load"], (Int8s(wfs),), binary=True)
+        return [Submission(*row) for row in await cursor.fetchall()]
+
+
+async def checkpoints(shard: Shard, conn: Conn, wfs: Sequence[int]) -> dict[int, dict[int, Checkpoint]]:
+    """The checkpoints of these workflows: key → sequence number → checkpoint."""
+    found: dict[int, dict[int, Checkpoint]] = defaultdict(dict)
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["checkpoints"], (Int8s(wfs),), binary=True)
+        for wf, seq, name, output, error, attempts in await cursor.fetchall():
+            found[wf][seq] = Checkpoint(seq, name, output, error, attempts)
+    return found
+
+
+async def all_leases(shard: Shard, conn: Conn) -> list[LeaseRow]:
+    """Every lease on the shard with the number of workflows its receipts name."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["list"])
+        return [LeaseRow(*row) for row in await cursor.fetchall()]

@@ -1,0 +1,124 @@
+"""A shard as the storage layer sees it: how to connect, its statements with the schema filled in, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import PoolTimeout
+
+from .. import sql as statements
+from ..errors import ConfigError, LeaseLost, MapChanged, ShardflowError, ShardUnavailable
+from ..model import ShardConfig
+from . import arrays
+
+LEASE_LOST = "SF001"
+MAP_CHANGED = "SF002"
+
+#: SQLSTATE classes after which the same transaction may succeed on a later try: connection, rollback of a
+#: transaction (deadlock), resources, locks, intervention by an operator, system error.
+_UNAVAILABLE = ("08", "40", "53", "55", "57", "58")
+_UNDEFINED = ("3F000", "42P01", "42883")
+
+Conn = AsyncConnection[tuple[Any, ...]]
+
+
+class Statements:
+    """The statements of one file of `shardflow/sql`, for one schema; `statements["name"]`."""
+
+    def __init__(self, texts: Mapping[str, str], names: Mapping[str, sql.Composable]) -> None:
+        self._bytes = {name: sql.SQL(text).format(**names).as_bytes(None) for name, text in texts.items()}
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._bytes[name]
+
+
+class Shard:
+    """One schema on one server.
+
+    Arguments: `config`, where it is. Opening connections is left to the caller, who closes them.
+    """
+
+    def __init__(self, config: ShardConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.bell = f"bell:{config.schema}"[:63]
+        self.names: dict[str, sql.Composable] = {
+            "schema": sql.Identifier(config.schema),
+            "schema_text": sql.Literal(config.schema),
+            "bell_text": sql.Literal(self.bell),
+        }
+        self._loaded: dict[str, Statements] = {}
+
+    def statements(self, concern: str) -> Statements:
+        """The named statements of `shardflow/sql/<concern>.sql` for this schema."""
+        if concern not in self._loaded:
+            self._loaded[concern] = Statements(statements.load(concern), self.names)
+        return self._loaded[concern]
+
+    def connect_arguments(self, role: str, connect_timeout: float) -> dict[str, Any]:
+        """Keyword arguments for psycopg: autocommit, keepalives, and limits so that no dead peer holds a lock.
+
+        What the user's DSN says stays; session settings are left out where a pooler stands in between.
+        """
+        try:
+            given = conninfo_to_dict(self.config.dsn)
+        except psycopg.Error as error:
+            raise ConfigError(f"shard {self.name!r}: the dsn is not valid: {error}") from error
+        wanted: dict[str, Any] = {
+            "connect_timeout": max(1, round(connect_timeout)),
+            "application_name": f"shardflow {role}",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        }
+        if not self.config.pooler:
+            wanted["options"] = (
+                f"{given.get('options') or ''} -c idle_in_transaction_session_timeout=10s -c lock_timeout=10s"
+                " -c client_min_messages=warning -c TimeZone=UTC -c jit=off"
+            ).strip()
+            given.pop("options", None)
+        arguments = {key: value for key, value in wanted.items() if key not in given}
+        arguments["autocommit"] = True
+        arguments["prepare_threshold"] = None if self.config.pooler else 2
+        return arguments
+
+    async def connect(self, role: str, *, connect_timeout: float = 5.0) -> Conn:
+        """A new connection in autocommit mode. Raises ShardUnavailable where the server does not answer."""
+        with self.translate():
+            conn: Conn = await AsyncConnection.connect(
+                self.config.dsn, **self.connect_arguments(role, connect_timeout)
+            )
+        arrays.register(conn.adapters)
+        return conn
+
+    @contextmanager
+    def translate(self) -> Iterator[None]:
+        """Turns psycopg's errors into ours, naming the shard; data errors of a statement pass as they are."""
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self.explain(error) from error
+        except (OSError, PoolTimeout) as error:
+            raise ShardUnavailable(f"shard {self.name!r} does not answer: {error}", shard=self.name) from error
+
+    def explain(self, error: psycopg.Error) -> Exception:
+        """The exception of our tree that stands for `error`, or `error` itself where it is about the data."""
+        state = error.sqlstate or ""
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if state == LEASE_LOST:
+            return LeaseLost(f"shard {self.name!r}: {text}")
+        if state == MAP_CHANGED:
+            return MapChanged(f"shard {self.name!r}: {text}")
+        if state in _UNDEFINED:
+            return ShardflowError(
+                f"shard {self.name!r}: {text}; has the cluster been initialised? Run `shardflow cluster init`"
+            )
+        if state[:2] in _UNAVAILABLE or (not state and isinstance(error, psycopg.OperationalError)):
+            return ShardUnavailable(f"shard {self.name!r} does not answer: {text}", shard=self.name)
+        return error

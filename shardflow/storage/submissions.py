@@ -1,0 +1,140 @@
+"""What a client does to one shard: submit workflows, read outcomes and where a workflow is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.failure import from_json
+from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
+from .arrays import Byteas, Int2s, Int4s, Int8s, Texts
+from .shard import Conn, Shard
+from .turn import roll_back
+
+
+@dataclass(frozen=True, slots=True)
+class NewWorkflow:
+    """A submission as it is written: `input` encoded, `priority` lower first."""
+
+    id: str
+    name: str
+    queue: str
+    slot: int
+    input: bytes
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a workflow ended."""
+
+    wf: int
+    status: Status
+    output: bytes | None
+    error: ErrorInfo | None
+
+
+async def submit(shard: Shard, conn: Conn, generation: int, new: Sequence[NewWorkflow]) -> dict[str, int]:
+    """Writes the workflows in one transaction and one round trip; answers id → key of those that are new.
+
+    Raises MapChanged where the shard is at another generation, ShardUnavailable where the connection failed: the
+    outcome is then unknown.
+    """
+    sql = shard.statements("submit")
+    columns = (
+        Texts([n.id for n in new]),
+        Texts([n.name for n in new]),
+        Texts([n.queue for n in new]),
+        Int4s([n.slot for n in new]),
+        Int2s([n.priority for n in new]),
+        Byteas([n.input for n in new]),
+    )
+    try:
+        with shard.translate():
+            async with conn.pipeline():
+                await conn.execute(b"BEGIN")
+                await conn.execute(sql["admit"], (generation,))
+                made = await conn.execute(sql["insert"], columns)
+                await conn.execute(sql["ring"])
+                ended = await conn.execute(b"COMMIT")
+            if ended.statusmessage != "COMMIT":
+                raise AssertionError(f"COMMIT answered {ended.statusmessage}")
+            return {row[0]: row[1] for row in await made.fetchall()}
+    except BaseException:
+        await roll_back(conn)
+        raise
+
+
+async def existing(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes]]:
+    """What was submitted under these ids: id → (key, name, input)."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("submit")["existing"], (Texts(ids),), binary=True)
+        return {row[0]: (row[1], row[2], row[3]) for row in await cursor.fetchall()}
+
+
+async def keys(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, int]:
+    """The keys of those of these ids that exist."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("read")["keys"], (Texts(ids),))
+        return {row[0]: row[1] for row in await cursor.fetchall()}
+
+
+async def outcomes(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Outcome]:
+    """The ends of those of these workflows that have ended."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("read")["outcomes"], (Int8s(wfs),), binary=True)
+        return [
+            Outcome(wf, Status(status), output, from_json(error) if error is not None else None)
+            for wf, status, output, error in await cursor.fetchall()
+        ]
+
+
+async def find(shard: Shard, conn: Conn, id: str) -> tuple[int, WorkflowInfo] | None:
+    """A workflow's key and where it is; None where the shard has no such id."""
+    with shard.translate():
+        row = await (await conn.execute(shard.statements("read")["find"], (id,))).fetchone()
+    return None if row is None else (row[0], _info(shard, row))
+
+
+async def recent(shard: Shard, conn: Conn, limit: int) -> list[WorkflowInfo]:
+    """The latest `limit` submissions, the newest first."""
+    with shard.translate():
+        rows = await (await conn.execute(shard.statements("read")["recent"], (limit,))).fetchall()
+    return [_info(shard, row) for row in rows]
+
+
+def _info(shard: Shard, row: tuple[Any, ...]) -> WorkflowInfo:
+    _, id, name, queue, submitted_at, status, finished_at, suspended, attempt, running = row
+    if status is not None:
+        place = Status(status)
+    elif suspended:
+        place = Status.SUSPENDED
+    else:
+        place = Status.RUNNING if running else Status.READY
+    return WorkflowInfo(id, name, queue, place, shard.name, submitted_at, finished_at, attempt)
+
+
+async def steps(shard: Shard, conn: Conn, id: str) -> list[StepInfo]:
+    """The checkpoints of a workflow in order of their sequence numbers."""
+    with shard.translate():
+        rows = await (await conn.execute(shard.statements("read")["steps"], (id,), binary=True)).fetchall()
+    return [StepInfo(r[0], r[1], r[2], r[3], r[4], from_json(r[5]) if r[5] is not None else None) for r in rows]
+
+
+async def counts(shard: Shard, conn: Conn) -> Mapping[str, int]:
+    """How many workflows are where: submitted, ready, running, suspended, succeeded, failed; and steps."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("read")["counts"])
+        row = await cursor.fetchone()
+        assert row is not None
+        assert cursor.description is not None
+        return {column.name: value for column, value in zip(cursor.description, row, strict=True)}
+
+
+async def progress(shard: Shard, conn: Conn) -> tuple[int, int]:
+    """How many workflows have ended and how many are ready, for a progress bar."""
+    with shard.translate():
+        row = await (await conn.execute(shard.statements("read")["progress"])).fetchone()
+    assert row is not None
+    return row[0], row[1]

@@ -1,0 +1,215 @@
+"""One turn of a worker's commit loop: everything that has gathered, as one pipelined transaction.
+
+Guarantee: fence first, then the writes, then the claim; the transaction commits as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import pq
+
+from ..errors import ShardflowError, ShardUnavailable
+from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
+from .shard import Conn, Shard
+
+
+class Refused(ShardflowError):
+    """The server did not accept a row of the turn: nothing was written, and the connection is usable.
+
+    Attributes: `duplicate`, whether the row was there already.
+    """
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__(str(error).strip())
+        self.duplicate = isinstance(error, psycopg.errors.UniqueViolation)
+
+
+class Claimed(NamedTuple):
+    """A claimed workflow as the shard answers it."""
+
+    wf: int
+    id: str
+    name: str
+    input: bytes
+    attempt: int
+    replay: bool
+    queue: str
+    priority: int
+    seq: int
+
+
+@dataclass(slots=True)
+class Steps:
+    """Checkpoints to write, column by column."""
+
+    wfs: list[int] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    outputs: list[bytes | None] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Ends of workflows to write, column by column."""
+
+    wfs: list[int] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    outputs: list[bytes | None] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Waits:
+    """Workflows to suspend: keys, seconds from now, attempts, reasons."""
+
+    wfs: list[int] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Receipt:
+    """A claim's receipt: number within the lease, and what it still holds."""
+
+    batch: int
+    wfs: list[int]
+    attempts: list[int]
+
+
+@dataclass(slots=True)
+class ClaimWanted:
+    """How many workflows to claim per queue, and from which (priority, seq) on."""
+
+    batch: int
+    queues: list[str]
+    limits: list[int]
+    marks: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Turn:
+    """All that one turn does; `wake` is how many due workflows may be woken, `bell` whether to hang or take it."""
+
+    steps: Steps = field(default_factory=Steps)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    waits: Waits = field(default_factory=Waits)
+    dropped: Sequence[int] = ()
+    kept: Receipt | None = None
+    claim: ClaimWanted | None = None
+    wake: int = 0
+    bell: bool | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the turn changes anything but claims."""
+        return bool(self.steps.wfs or self.outcomes.wfs or self.waits.wfs or self.dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What a worker believes when it writes: its lease, the lease's epoch, the shard's generation."""
+
+    lease: int
+    epoch: int
+    generation: int
+
+
+async def commit(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list[Claimed]:
+    """Commits the turn in one round trip; answers what was claimed.
+
+    Raises LeaseLost or MapChanged where the fence refuses (nothing was written), ShardUnavailable where the
+    connection failed (the outcome is unknown), Refused where a row is not acceptable (nothing was written).
+    """
+    try:
+        with shard.translate():
+            return await _pipelined(shard, conn, fence, turn)
+    except psycopg.Error as error:
+        await roll_back(conn)
+        raise Refused(error) from error
+    except Exception:
+        await roll_back(conn)
+        raise
+
+
+async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list[Claimed]:
+    sql = shard.statements("turn")
+    execute = conn.execute
+    claimed: Any = None
+    async with conn.pipeline():
+        await execute(b"BEGIN")
+        await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
+        if turn.bell is not None:
+            await execute(sql["hang_bell" if turn.bell else "take_bell"])
+        if s := turn.steps.wfs and turn.steps:
+            await execute(
+                sql["steps"],
+                (
+                    Int8s(s.wfs),
+                    Int4s(s.seqs),
+                    Int2s(s.attempts),
+                    Texts(s.names),
+                    Byteas(s.outputs),
+                    Texts(s.errors),
+                ),
+            )
+        if o := turn.outcomes.wfs and turn.outcomes:
+            columns = (Int8s(o.wfs), Texts(o.statuses), Byteas(o.outputs), Texts(o.errors))
+            await execute(sql["outcomes"], columns)
+        if w := turn.waits.wfs and turn.waits:
+            await execute(sql["waits"], (Int8s(w.wfs), Float8s(w.delays), Int2s(w.attempts), Texts(w.reasons)))
+        if turn.dropped:
+            await execute(sql["drop_claims"], (fence.lease, Int8s(turn.dropped)))
+        if (k := turn.kept) and k.wfs:
+            await execute(sql["keep_claim"], (fence.lease, k.batch, Int8s(k.wfs), Int2s(k.attempts)))
+        if turn.wake:
+            await execute(sql["wake"], (turn.wake,))
+        if c := turn.claim:
+            marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
+            parameters = (Texts(c.queues), Int4s(c.limits), *marks, fence.lease, c.batch)
+            claimed = await execute(sql["claim"], parameters, binary=True)
+        ended = await execute(b"COMMIT")
+    if ended.statusmessage != "COMMIT":
+        # A failed transaction answers COMMIT with ROLLBACK and no error.
+        raise ShardUnavailable(
+            f"shard {shard.name!r}: the server rolled back instead of committing", shard=shard.name
+        )
+    return [] if claimed is None else [Claimed(*row) for row in await claimed.fetchall()]
+
+
+async def roll_back(conn: Conn) -> None:
+    """Makes the connection usable again where it still lives."""
+    try:
+        if conn.info.transaction_status != pq.TransactionStatus.IDLE:
+            await conn.execute(b"ROLLBACK")
+    except psycopg.Error:
+        await conn.close()
+
+
+async def written(shard: Shard, conn: Conn, turn: Turn) -> bool | None:
+    """Whether a turn whose answer was lost has been committed; None where it had no row that could tell.
+
+    To be asked only after the lease was resumed, which waits for the old connection's transaction to end.
+    """
+    if not turn.steps.wfs and not turn.outcomes.wfs:
+        return None
+    wf, seq = (turn.steps.wfs[0], turn.steps.seqs[0]) if turn.steps.wfs else (0, 0)
+    ended = turn.outcomes.wfs[0] if turn.outcomes.wfs else 0
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["written"], (wf, seq, ended))
+        row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+async def probe(shard: Shard, conn: Conn, queues: Sequence[str]) -> bool:
+    """Whether a queue has ready work, or a suspended workflow is due."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("turn")["probe"], (Texts(queues),))
+        row = await cursor.fetchone()
+    return bool(row and row[0])

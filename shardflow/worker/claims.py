@@ -1,0 +1,119 @@
+"""When and how much a commit loop claims.
+
+A loop that was given all it asked for asks again at once. One that found its queues empty sleeps: it hangs the bell,
+looks a few times more (a submit may have committed just before the bell hung), then waits for the bell and looks
+only now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.capacity import divide
+from ..core.lowwater import START, LowWater
+from ..storage.turn import Claimed, ClaimWanted
+from .places import Place
+
+#: Seconds until each further look after the bell was hung, and then from look to look.
+FIRST_LOOKS = (0.004, 0.02, 0.08, 0.3)
+IDLE_LOOK = 1.0
+#: The same where no bell can be heard.
+DEAF_LOOK = 0.1
+#: Claims of at least this many rows show a busy shard, whose submitters need not ring.
+BUSY = 64
+
+
+class Claims:
+    """The claiming side of one shard: wishes, low-water marks, the bell.
+
+    Arguments: `queues`, the worker's; `place`, the shard's part of the worker's places; `deaf`, whether a pooler
+    keeps the bell from being heard.
+    """
+
+    def __init__(self, queues: Sequence[str], place: Place, *, deaf: bool) -> None:
+        self._queues = list(queues)
+        self._marks = {queue: LowWater() for queue in queues}
+        self._place = place
+        self._deaf = deaf
+        self._hung = False
+        self._settled = 0
+        self._empty = False
+        self._due = 0.0
+        self.wanted = True
+
+    @property
+    def settled(self) -> bool:
+        """Whether the shard is known to be idle, with the bell hung or not to be heard."""
+        return self._empty and (self._deaf or (self._hung and self._settled >= len(FIRST_LOOKS)))
+
+    def look(self) -> None:
+        """The queues may have something: the next turn asks."""
+        self.wanted = True
+
+    def reset(self) -> None:
+        """The connection is new: its session holds no bell, and nothing is known."""
+        self._hung = False
+        self._empty = False
+        self.wanted = True
+        self._marks = {queue: LowWater() for queue in self._queues}
+
+    def wish(self, ending: int, batch: int, now: float, *, anyway: bool) -> ClaimWanted | None:
+        """What to claim in this turn, in which `ending` workflows of the shard end.
+
+        `anyway` says that the turn takes place with or without a claim, which makes a look nearly free.
+        """
+        if not self.wanted and (now < self._due or (self.settled and not anyway)):
+            return None
+        allowed = self._place.allowance(ending)
+        if allowed <= 0:
+            return None
+        limits = divide(allowed, [allowed] * len(self._queues))
+        asked = [(q, n, self._marks[q].begin(now)) for q, n in zip(self._queues, limits, strict=True) if n]
+        # Where places are fewer than queues, another queue is the first next time.
+        self._queues.append(self._queues.pop(0))
+        return ClaimWanted(batch, [a[0] for a in asked], [a[1] for a in asked], [a[2] for a in asked])
+
+    def bell(self) -> bool | None:
+        """Whether this turn is to hang the bell (True) or take it (False)."""
+        if self._deaf:
+            return None
+        if not self._hung and self._empty:
+            return True
+        if self._hung and self._place.hungry:
+            return False
+        return None
+
+    def bell_is(self, hung: bool) -> None:
+        """The turn with the bell has committed."""
+        self._hung = hung
+        self._settled = 0
+
+    def got(self, wish: ClaimWanted, rows: Sequence[Claimed], now: float, took: float) -> None:
+        """Learns from the answer to a wish: `now` and `took` in seconds of a steady clock."""
+        counts: dict[str, tuple[int, tuple[int, int] | None]] = {}
+        for row in rows:
+            n, last = counts.get(row.queue, (0, None))
+            place = (row.priority, row.seq)
+            counts[row.queue] = (n + 1, place if last is None or place > last else last)
+        full = False
+        for queue, limit, began in zip(wish.queues, wish.limits, wish.marks, strict=True):
+            n, last = counts.get(queue, (0, None))
+            self._marks[queue].saw(began, limit, n, last, now, took)
+            full = full or n >= limit or (began != START and n > 0)
+        self._place.served_now()
+        self._place.hungry = full or len(rows) >= BUSY
+        self.wanted = bool(rows)
+        self._empty = not rows
+        if self._empty and self._hung:
+            self._settled += 1
+        self.rest(now)
+
+    def rest(self, now: float) -> None:
+        """Sets the time of the next look of its own accord."""
+        settling = self._settled if self._hung else 0
+        pause = DEAF_LOOK if self._deaf else FIRST_LOOKS[settling] if settling < len(FIRST_LOOKS) else IDLE_LOOK
+        self._due = now + pause
+
+    def patience(self, now: float) -> float:
+        """Seconds to sleep before that."""
+        return max(0.0, self._due - now)

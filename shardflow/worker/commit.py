@@ -1,0 +1,280 @@
+"""The commit loop of one shard: group commit without a timer.
+
+Each turn takes everything that has gathered and sends it as one transaction with the fence in front and a claim
+behind; while it is under way the next batch gathers. A workflow goes on when its checkpoint has committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import shardflow.storage.turn as turns
+
+from ..core.failure import to_json
+from ..errors import LeaseLost
+from ..model import ErrorInfo, Status
+from ..storage.shard import Conn, Shard
+from ..storage.turn import Claimed, Fence, Refused, Turn
+from .claims import Claims
+from .gather import Gathered, Pending
+from .places import Place
+from .receipts import Receipts
+from .run import Run
+
+log = logging.getLogger("shardflow.worker")
+
+#: Due workflows woken in one turn at the most, and seconds between looks for them while busy.
+WAKE = 1_000
+WAKE_EVERY = 0.5
+
+
+@dataclass(slots=True)
+class Doubt:
+    """A turn whose answer was lost: committed or not."""
+
+    gathered: Gathered
+    turn: Turn
+
+
+class CommitLoop:
+    """Gathers the writes of a shard's runs and commits them; see `run.Sink` for what runs call.
+
+    Arguments: `shard`; `queues` that the worker serves; `place`, the shard's part of the worker's places;
+    `threads`, for plain `def` functions; `begin`, called with the workflows claimed in a turn.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        queues: Sequence[str],
+        place: Place,
+        threads: ThreadPoolExecutor,
+        begin: Callable[[Conn, Sequence[Claimed]], Awaitable[None]],
+    ) -> None:
+        self.shard = shard
+        self.loop = asyncio.get_running_loop()
+        self.threads = threads
+        self.receipts = Receipts()
+        self.runs: dict[int, Run] = {}
+        self.claims = Claims(queues, place, deaf=shard.config.pooler)
+        self.doubt: Doubt | None = None
+        self.draining = False
+        self._queues = list(queues)
+        self._place = place
+        self._pending = Pending()
+        self._awake = asyncio.Event()
+        self._begin = begin
+        self._woke_at = 0.0
+
+    # -- what runs call
+
+    def checkpoint(
+        self, run: Run, seq: int, name: str, attempts: int, output: bytes | None, error: str | None
+    ) -> asyncio.Future[None]:
+        """See `run.Sink`."""
+        future = self.loop.create_future()
+        if run.closed:
+            future.cancel()
+        else:
+            self._pending.open().add_step(run, future, seq, attempts, name, output, error)
+            self._awake.set()
+        return future
+
+    def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
+        """See `run.Sink`."""
+        self._pending.open().add_outcome(run, status.value, output, error)
+        self._awake.set()
+
+    # -- what the link calls
+
+    def refuse(self, wf: int, attempt: int, delay: float, reason: str) -> None:
+        """Suspends a claimed workflow that did not begin, for `delay` seconds."""
+        self._pending.open().add_wait(wf, delay, attempt, reason)
+        self._awake.set()
+
+    def wake(self) -> None:
+        """There may be something to claim: the bell rang, or places became free."""
+        self.claims.look()
+        self._awake.set()
+
+    def start(self, run: Run) -> None:
+        """Takes a run in and begins it."""
+        self.runs[run.wf] = run
+        self._place.running += 1
+        run.start()
+
+    def drain(self) -> None:
+        """No more claims; a workflow ends or stops at its next checkpoint. `serve` returns when all have."""
+        self.draining = True
+        self._awake.set()
+
+    def abandon(self) -> None:
+        """Closes every run and forgets all that was to be written: the lease is not held any more."""
+        for run in list(self.runs.values()):
+            self._forget(run)
+        self._pending.clear()
+        if self.doubt is not None:
+            self.doubt.gathered.cancel()
+        self.receipts = Receipts()
+        self.doubt = None
+
+    def put_back(self, gathered: Gathered) -> None:
+        """Writes of a turn that did not commit, to be sent again first."""
+        self._pending.put_back(gathered)
+
+    async def serve(self, conn: Conn, fence: Fence) -> None:
+        """Turns until drained. Raises what `storage.turn.commit` raises; a turn in doubt is then in `doubt`."""
+        while True:
+            gathered = self._pending.take()
+            turn = self._compose(gathered)
+            if turn is None:
+                if self.draining and not self.runs:
+                    return
+                await self._sleep(conn)
+                continue
+            await self._commit(conn, fence, gathered or Gathered(), turn)
+
+    # -- a turn
+
+    def _compose(self, gathered: Gathered | None) -> Turn | None:
+        turn = gathered.turn() if gathered else Turn()
+        ending = 0
+        if gathered is not None:
+            for run in gathered.ended:
+                self.receipts.resolve(run.wf)
+            ending = len(gathered.ended)
+            turn.dropped, turn.kept = self.receipts.settle(gathered.waits.wfs)
+        if not self.draining:
+            now = self.loop.time()
+            turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
+            if turn.claim is not None:
+                turn.bell = self.claims.bell()
+                if now - self._woke_at >= WAKE_EVERY:
+                    turn.wake, self._woke_at = WAKE, now
+        return turn if gathered is not None or turn.claim is not None else None
+
+    async def _commit(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
+        self.doubt = Doubt(gathered, turn)
+        began = self.loop.time()
+        try:
+            claimed = await turns.commit(self.shard, conn, fence, turn)
+        except Refused:
+            await self._isolate(conn, fence, gathered, turn)
+            return
+        self.doubt = None
+        self.settle(gathered)
+        if turn.bell is not None:
+            self.claims.bell_is(turn.bell)
+        if turn.claim is not None:
+            now = self.loop.time()
+            self.claims.got(turn.claim, claimed, now, now - began)
+            if claimed:
+                self.receipts.add(turn.claim.batch, {row.wf: row.attempt for row in claimed})
+                await self._begin(conn, claimed)
+
+    def settle(self, gathered: Gathered) -> None:
+        """Lets the runs whose writes have committed go on, or end."""
+        for run, future in gathered.waiting:
+            if self.draining:
+                self._forget(run)  # it stays in its receipt, which goes back with the lease
+                future.cancel()
+            elif not future.done():
+                future.set_result(None)
+        for run in gathered.ended:
+            self._forget(run, close=False)
+        if gathered.ended:
+            self._place.freed()
+
+    def _forget(self, run: Run, *, close: bool = True) -> None:
+        if self.runs.pop(run.wf, None) is not None:
+            self._place.running -= 1
+        run.closed = True
+        if close:
+            run.close()
+
+    async def _sleep(self, conn: Conn) -> None:
+        self._awake.clear()
+        try:
+            await asyncio.wait_for(self._awake.wait(), self.claims.patience(self.loop.time()))
+        except TimeoutError:
+            if not self.draining and self.claims.settled:
+                if await turns.probe(self.shard, conn, self._queues):
+                    self.claims.look()
+                self.claims.rest(self.loop.time())
+
+    # -- poison
+
+    async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
+        """The server refused the batch: finds the rows it refuses, fails their workflows, commits the others.
+
+        Every part that commits is settled at once, and what was not tried is put back if the connection fails, so
+        that a turn in doubt is always one transaction.
+        """
+        self.doubt = None
+        rest = Gathered()
+        rest.waits = gathered.waits
+        parts = [gathered.pieces()]
+        try:
+            while parts:
+                part = parts.pop()
+                if part and not await self._accepted(conn, fence, part):
+                    half = len(part) // 2
+                    parts += [part[half:], part[:half]]
+            last = rest.turn()
+            last.dropped, last.kept = turn.dropped, turn.kept
+            await self._send(conn, fence, rest, last)
+        except BaseException:
+            for piece, _ in (piece for part in parts for piece in part):
+                rest.absorb(piece)
+            if not self._doubts(rest):
+                self._pending.put_back(rest)
+            raise
+
+    def _doubts(self, gathered: Gathered) -> bool:
+        return self.doubt is not None and self.doubt.gathered is gathered
+
+    async def _accepted(self, conn: Conn, fence: Fence, part: list[tuple[Gathered, str]]) -> bool:
+        """Commits the part; a single piece that is refused fails its workflow, which settles it too."""
+        whole = Gathered()
+        for piece, _ in part:
+            whole.absorb(piece)
+        try:
+            await self._send(conn, fence, whole, whole.turn())
+        except Refused as error:
+            self.doubt = None
+            if len(part) > 1:
+                return False
+            await self._fail_poison(conn, fence, *part[0], error)
+        return True
+
+    async def _send(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
+        self.doubt = Doubt(gathered, turn)
+        await turns.commit(self.shard, conn, fence, turn)
+        self.doubt = None
+        self.settle(gathered)
+
+    async def _fail_poison(self, conn: Conn, fence: Fence, piece: Gathered, what: str, refused: Refused) -> None:
+        run = piece.waiting[0][0] if piece.waiting else piece.ended[0]
+        if refused.duplicate:
+            raise LeaseLost(
+                f"shard {self.shard.name!r}: {what} of workflow {run.id!r} is recorded already; starting over from"
+                " what the shard has"
+            )
+        message = f"shard {self.shard.name!r} refused {what}: {refused}"
+        log.error("a row was refused; its workflow fails", extra={"workflow": run.id, "error": message})
+        failed = Gathered()
+        error = ErrorInfo("shardflow.errors.Refused", message.replace("\0", "\\0"))
+        failed.add_outcome(run, Status.FAILED.value, None, to_json(error))
+        try:
+            await self._send(conn, fence, failed, failed.turn())
+        except Refused as again:
+            raise LeaseLost(
+                f"shard {self.shard.name!r} refuses even the failure of workflow {run.id!r}: {again}"
+            ) from again
+        self.receipts.resolve(run.wf)
+        run.close()
+        piece.cancel()

@@ -1,0 +1,82 @@
+"""Keeps a lease on a connection of its own: renews it, hears the bell, and ends the leases of dead peers.
+
+The connection's session stands for the worker's life: when it closes, peers may take what the lease holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ..errors import LeaseLost, ShardUnavailable
+from ..model import LeaseConfig
+from ..storage import leases
+from ..storage.bell import hear
+from ..storage.leases import Peer
+from ..storage.shard import Conn, Shard
+
+log = logging.getLogger("shardflow.worker")
+
+#: How often in a row, a `watch` interval apart, a peer's session must be seen closed before its lease is ended: a
+#: worker that merely lost its connection has this moment to come back.
+SEEN_GONE = 2
+
+
+class Keeper:
+    """One lease, kept.
+
+    Arguments: `shard`; `config`, seconds; `lease`, its id; `epoch`, as the link knows it now (a call, since a resume
+    changes it); `rang`, called when the bell rings; `took`, called with (peer, workflows put back) after a takeover.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        config: LeaseConfig,
+        lease: int,
+        epoch: Callable[[], int],
+        rang: Callable[[], None],
+        took: Callable[[Peer, int], None],
+    ) -> None:
+        self._shard = shard
+        self._config = config
+        self._lease = lease
+        self._epoch = epoch
+        self._rang = rang
+        self._took = took
+        self._gone: dict[int, int] = {}
+
+    async def keep(self, conn: Conn) -> None:
+        """Runs until cancelled. Raises LeaseLost when the lease is gone, ShardUnavailable with the connection."""
+        loop = asyncio.get_running_loop()
+        renew_at = watch_at = loop.time()
+        while True:
+            now = loop.time()
+            if now >= renew_at:
+                await self._renew(conn)
+                renew_at = loop.time() + self._config.renew
+            if now >= watch_at:
+                await self._watch(conn)
+                watch_at = loop.time() + self._config.watch
+            await hear(self._shard, conn, min(renew_at, watch_at) - loop.time(), self._rang)
+
+    async def _renew(self, conn: Conn) -> None:
+        if not await leases.renew(self._shard, conn, self._lease, self._epoch(), self._config.ttl):
+            raise LeaseLost(f"shard {self._shard.name!r}: lease {self._lease} was ended by a peer")
+
+    async def _watch(self, conn: Conn) -> None:
+        dead = await leases.peers(self._shard, conn, self._lease)
+        seen = {peer.lease: self._gone.get(peer.lease, 0) + 1 for peer in dead if peer.gone}
+        for peer in dead:
+            if peer.expired or seen.get(peer.lease, 0) >= SEEN_GONE:
+                seen.pop(peer.lease, None)
+                try:
+                    back = await leases.expire(self._shard, conn, peer)
+                except ShardUnavailable:
+                    if conn.closed:
+                        raise
+                    continue  # its batch in flight holds the lease's row: the next look tries again
+                if back is not None:
+                    self._took(peer, back)
+        self._gone = seen

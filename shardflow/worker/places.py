@@ -1,0 +1,82 @@
+"""The workflows that a worker may run at once, shared fairly among its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core.capacity import divide
+
+
+class Place:
+    """One shard's part of the worker's places.
+
+    `running` is kept by the shard's commit loop; `hungry` says that its queue has more than it could take.
+    """
+
+    def __init__(self, places: Places, wake: Callable[[], None]) -> None:
+        self._places = places
+        self._wake = wake
+        self.running = 0
+        self.hungry = False
+        self.refused = False
+        self.served = 0
+
+    def allowance(self, ending: int) -> int:
+        """How many workflows this shard may claim now, when `ending` of its own end in the same transaction."""
+        return self._places.allowance(self, ending)
+
+    def served_now(self) -> None:
+        """This shard has claimed: the others come first when places are short."""
+        self.served = self._places.tick()
+
+    def freed(self) -> None:
+        """Places became free: shards that were refused may look again."""
+        self._places.wake_refused(self)
+
+    def leave(self) -> None:
+        """Gives the part up for good."""
+        self._places.remove(self)
+
+    def wake(self) -> None:
+        self.refused = False
+        self._wake()
+
+
+class Places:
+    """`total` places, divided evenly among the shards that want them; a shard alone may have them all."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._parts: list[Place] = []
+        self._clock = 0
+
+    def add(self, wake: Callable[[], None]) -> Place:
+        """A part for one more shard; `wake` is called when it was refused places and some became free."""
+        part = Place(self, wake)
+        self._parts.append(part)
+        return part
+
+    def remove(self, part: Place) -> None:
+        if part in self._parts:
+            self._parts.remove(part)
+            self.wake_refused(part)
+
+    def tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def allowance(self, asking: Place, ending: int) -> int:
+        if len(self._parts) == 1:
+            return max(0, self.total - asking.running + ending)
+        order = sorted(self._parts, key=lambda part: part.served)
+        wants = [self.total if part is asking or part.hungry else part.running for part in order]
+        share = divide(self.total, wants)[order.index(asking)]
+        free = self.total - sum(part.running for part in self._parts) + ending
+        allowed = max(0, min(share - asking.running + ending, free))
+        asking.refused = allowed == 0
+        return allowed
+
+    def wake_refused(self, by: Place) -> None:
+        for part in self._parts:
+            if part is not by and part.refused:
+                part.wake()
