@@ -247,7 +247,7 @@ def _follow(tombstones: Mapping[str, str]) -> str | None:
         while end in tombstones and end not in passed:
             passed.add(end)
             end = tombstones[end]
-        ends[min(passed) if end in passed else end] += 1
+        ends[end] += 1
     return min(ends, key=lambda name: (-ends[name], name))
 
 

@@ -27,6 +27,7 @@ from uuid import UUID
 
 import pytest
 
+from shardflow.core import codec
 from shardflow.core.codec import EMPTY_CALL, CallCodec, decode, encode, same_after_roundtrip
 from shardflow.errors import SerializationError, UsageError
 
@@ -321,6 +322,8 @@ def test_a_forgotten_await_is_recognised():
         (b'[{"sku":"a","price":"1"},{"sku":"a","price":"x"}]', list[Item], r"at \$\[1\]\.price: expected Decimal"),
         (b'{"a b":{"c":[1,"2"]}}', dict[str, dict[str, list[int]]], r'at \$\["a b"\]\.c\[1\]: expected int'),
         (b'{"x":1}', dict[int, int], r"at \$\.x: expected int"),
+        (b'{"true":1}', dict[int, int], r"at \$\.true: expected int"),
+        (b'{"01":1}', dict[int, int], r'at \$\["01"\]: expected int'),
         (b"[1,2,3]", tuple[int, int], "expected 2 items"),
         (b"[1]", Point, "expected 3 items for Point, found 1"),
         (b"{}", Address, "the key 'city' of Address is missing"),
@@ -351,6 +354,16 @@ def test_what_does_not_fit_the_annotation_is_refused_with_its_path(data, annotat
 
 def test_json_written_by_others_may_have_spaces():
     assert decode(b' {"a" : [ 1 ]}\n', what="x") == {"a": [1]}
+
+
+def test_without_the_c_encoder_the_bytes_are_the_same(monkeypatch):
+    value = {"a": [ORDER, 1.5, None, "Zü\n"]}
+    with_c = encode(value, what="x")
+    monkeypatch.setattr(json.encoder, "c_make_encoder", None)
+    monkeypatch.setattr(codec, "_write", codec._make_writer())
+    assert encode(value, what="x") == with_c
+    with pytest.raises(SerializationError, match="nan is not JSON"):
+        encode([float("nan")], what="x")
 
 
 def test_a_set_has_the_same_bytes_in_every_process():
@@ -392,25 +405,25 @@ async def checkout(
 
 
 def test_arguments_come_back_typed_by_their_parameters():
-    codec = CallCodec(checkout)
+    calls = CallCodec(checkout)
     args, kwargs = (ORDER, 2, Colour.RED, Colour.PAIR), {"flag": True, "note": None, "z": Size.L}
-    assert codec.decode_call(codec.encode_call(args, kwargs)) == (args, kwargs)
-    assert codec.unresolved == ()
+    assert calls.decode_call(calls.encode_call(args, kwargs)) == (args, kwargs)
+    assert calls.unresolved == ()
 
 
 def test_the_order_of_keywords_does_not_change_the_bytes():
-    codec = CallCodec(checkout)
-    one = codec.encode_call((), {"order": ORDER, "count": 1})
-    assert one == codec.encode_call((), {"count": 1, "order": ORDER})
-    assert codec.decode_call(one) == ((), {"order": ORDER, "count": 1})
+    calls = CallCodec(checkout)
+    one = calls.encode_call((), {"order": ORDER, "count": 1})
+    assert one == calls.encode_call((), {"count": 1, "order": ORDER})
+    assert calls.decode_call(one) == ((), {"order": ORDER, "count": 1})
 
 
 def test_a_call_without_arguments_is_a_constant():
     def tick() -> None: ...
 
-    codec = CallCodec(tick)
-    assert codec.encode_call() == EMPTY_CALL == b"[[],{}]"
-    assert codec.decode_call(EMPTY_CALL) == ((), {})
+    calls = CallCodec(tick)
+    assert calls.encode_call() == EMPTY_CALL == b"[[],{}]"
+    assert calls.decode_call(EMPTY_CALL) == ((), {})
 
 
 @pytest.mark.parametrize(
@@ -421,9 +434,9 @@ def test_a_call_without_arguments_is_a_constant():
     ],
 )
 def test_a_wrong_call_is_refused_before_it_is_stored(args, kwargs, message):
-    codec = CallCodec(checkout, name="workflow checkout")
+    calls = CallCodec(checkout, name="workflow checkout")
     with pytest.raises(UsageError, match=rf"wrong call of workflow checkout\(.*{message}"):
-        codec.encode_call(args, kwargs)
+        calls.encode_call(args, kwargs)
 
 
 def test_keyword_only_parameters_and_too_many_arguments_are_checked():
@@ -431,34 +444,34 @@ def test_keyword_only_parameters_and_too_many_arguments_are_checked():
 
     def tick(a: int, /) -> None: ...
 
-    for codec, args, kwargs in [
+    for calls, args, kwargs in [
         (CallCodec(pay), ("c",), {}),
         (CallCodec(pay), ("c", 5), {}),
         (CallCodec(tick), (1, 2), {}),
         (CallCodec(tick), (), {"a": 1}),
     ]:
         with pytest.raises(UsageError):
-            codec.encode_call(args, kwargs)
+            calls.encode_call(args, kwargs)
     assert CallCodec(pay).encode_call(("c",), {"cents": 5}) == b'[["c"],{"cents":5}]'
     assert CallCodec(tick).encode_call((1, 2), check=False) == b"[[1,2],{}]"
 
 
 def test_an_argument_that_cannot_be_serialised_is_named_by_its_parameter():
-    codec = CallCodec(checkout, name="workflow checkout")
+    calls = CallCodec(checkout, name="workflow checkout")
     with pytest.raises(SerializationError, match=r"arguments of workflow checkout, at \$\.count\[0\]: cannot"):
-        codec.encode_call((ORDER, [Opaque()]))
+        calls.encode_call((ORDER, [Opaque()]))
     with pytest.raises(SerializationError, match=r"at \$\.z: cannot serialise"):
-        codec.encode_call((ORDER,), {"z": Opaque()})
+        calls.encode_call((ORDER,), {"z": Opaque()})
     with pytest.raises(SerializationError, match=r"at \$\.args\[2\]: cannot serialise"):
-        codec.encode_call((ORDER, 1, Opaque()))
+        calls.encode_call((ORDER, 1, Opaque()))
 
 
 def test_an_argument_with_keys_that_json_has_not_is_encoded_all_the_same():
     def count(by_id: dict[UUID, int]) -> None: ...
 
-    codec = CallCodec(count)
+    calls = CallCodec(count)
     args = ({UUID(int=1): 1},)
-    assert codec.decode_call(codec.encode_call(args)) == (args, {})
+    assert calls.decode_call(calls.encode_call(args)) == (args, {})
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b"[1,2]", b"[[],[]]", b"[[],{},0]"])
@@ -473,10 +486,10 @@ def test_a_stored_argument_that_does_not_fit_is_named_by_its_parameter():
 
 
 def test_results_come_back_typed_by_the_return_annotation():
-    codec = CallCodec(checkout)
-    assert codec.decode_result(codec.encode_result([ORDER])) == [ORDER]
+    calls = CallCodec(checkout)
+    assert calls.decode_result(calls.encode_result([ORDER])) == [ORDER]
     with pytest.raises(SerializationError, match=r"result of checkout, at \$\[0\]: expected Order"):
-        codec.decode_result(b"[5]")
+        calls.decode_result(b"[5]")
 
 
 def test_the_result_of_a_plain_function_that_returns_an_awaitable_is_what_awaiting_gives():
@@ -510,9 +523,9 @@ def test_a_result_against_its_annotation_fails_at_the_first_run():
 def test_a_hint_that_cannot_be_resolved_spoils_no_other():
     def mixed(a: Unknown, b: date, c: Any) -> Missing: ...  # noqa: F821
 
-    codec = CallCodec(mixed)
-    assert codec.decode_call(b'[["x","2026-01-02",1],{}]') == (("x", date(2026, 1, 2), 1), {})
-    assert codec.unresolved == ("a", "return")
+    calls = CallCodec(mixed)
+    assert calls.decode_call(b'[["x","2026-01-02",1],{}]') == (("x", date(2026, 1, 2), 1), {})
+    assert calls.unresolved == ("a", "return")
 
 
 def test_names_of_the_place_of_definition_can_be_given():
