@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
-from struct import Struct, pack
-from typing import Any
+from struct import Struct
+from typing import Any, cast
 
 from psycopg.adapt import AdaptersMap, Dumper
 from psycopg.pq import Format
@@ -19,8 +19,8 @@ _INT8 = Struct(">iq").pack
 _INT4 = Struct(">ii").pack
 _INT2 = Struct(">ih").pack
 _FLOAT8 = Struct(">id").pack
+_LENGTH = Struct(">i").pack
 _NULL = b"\xff\xff\xff\xff"
-_LENGTHS = [pack(">i", n) for n in range(4096)]
 
 
 class Array:
@@ -75,7 +75,7 @@ class Byteas(Array):
     element_oid, array_oid = 17, 1001
 
     def elements(self) -> Iterable[bytes]:
-        return chain.from_iterable(map(_sized, self.values))
+        return _sized(self.values)
 
 
 class Texts(Array):
@@ -83,14 +83,20 @@ class Texts(Array):
     element_oid, array_oid = 25, 1009
 
     def elements(self) -> Iterable[bytes]:
-        return chain.from_iterable([(_NULL,) if v is None else _sized(v.encode()) for v in self.values])
+        if None in self.values:
+            return _sized([None if value is None else value.encode() for value in self.values])
+        return _sized(list(map(str.encode, self.values)))
 
 
-def _sized(value: bytes | None) -> tuple[bytes, ...]:
-    if value is None:
-        return (_NULL,)
-    size = len(value)
-    return (_LENGTHS[size] if size < 4096 else pack(">i", size), value)
+def _sized(values: Sequence[bytes | None]) -> Iterable[bytes]:
+    """Each value behind its length; in C as far as there is no NULL among them."""
+    nulls = values.count(None)
+    if nulls == len(values):
+        return repeat(_NULL, nulls)
+    if nulls:
+        return chain.from_iterable((_NULL,) if v is None else (_LENGTH(len(v)), v) for v in values)
+    present = cast(Sequence[bytes], values)
+    return chain.from_iterable(zip(map(_LENGTH, map(len, present)), present, strict=True))
 
 
 class _ArrayDumper(Dumper):

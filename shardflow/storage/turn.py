@@ -6,7 +6,7 @@ Guarantee: fence first, then the writes, then the claim; the transaction commits
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import psycopg
@@ -42,36 +42,12 @@ class Claimed(NamedTuple):
     seq: int
 
 
-@dataclass(slots=True)
-class Steps:
-    """Checkpoints to write, column by column."""
-
-    wfs: list[int] = field(default_factory=list)
-    seqs: list[int] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    outputs: list[bytes | None] = field(default_factory=list)
-    errors: list[str | None] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Outcomes:
-    """Ends of workflows to write, column by column."""
-
-    wfs: list[int] = field(default_factory=list)
-    statuses: list[str] = field(default_factory=list)
-    outputs: list[bytes | None] = field(default_factory=list)
-    errors: list[str | None] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Waits:
-    """Workflows to suspend: keys, seconds from now, attempts, reasons."""
-
-    wfs: list[int] = field(default_factory=list)
-    delays: list[float] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+#: A checkpoint to write: key, sequence number, attempts, step's name, output, error as JSON text.
+StepRow = tuple[int, int, int, str, bytes | None, str | None]
+#: An end to write: key, status, output, error as JSON text.
+OutcomeRow = tuple[int, str, bytes | None, str | None]
+#: A workflow to suspend: key, seconds from now, attempt, reason.
+WaitRow = tuple[int, float, int, str]
 
 
 @dataclass(slots=True)
@@ -97,19 +73,14 @@ class ClaimWanted:
 class Turn:
     """All that one turn does; `wake` is how many due workflows may be woken, `bell` whether to hang or take it."""
 
-    steps: Steps = field(default_factory=Steps)
-    outcomes: Outcomes = field(default_factory=Outcomes)
-    waits: Waits = field(default_factory=Waits)
+    steps: Sequence[StepRow] = ()
+    outcomes: Sequence[OutcomeRow] = ()
+    waits: Sequence[WaitRow] = ()
     dropped: Sequence[int] = ()
     kept: Receipt | None = None
     claim: ClaimWanted | None = None
     wake: int = 0
     bell: bool | None = None
-
-    @property
-    def writes(self) -> bool:
-        """Whether the turn changes anything but claims."""
-        return bool(self.steps.wfs or self.outcomes.wfs or self.waits.wfs or self.dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +118,16 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list
         await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
         if turn.bell is not None:
             await execute(sql["hang_bell" if turn.bell else "take_bell"])
-        if s := turn.steps.wfs and turn.steps:
-            await execute(
-                sql["steps"],
-                (
-                    Int8s(s.wfs),
-                    Int4s(s.seqs),
-                    Int2s(s.attempts),
-                    Texts(s.names),
-                    Byteas(s.outputs),
-                    Texts(s.errors),
-                ),
-            )
-        if o := turn.outcomes.wfs and turn.outcomes:
-            columns = (Int8s(o.wfs), Texts(o.statuses), Byteas(o.outputs), Texts(o.errors))
-            await execute(sql["outcomes"], columns)
-        if w := turn.waits.wfs and turn.waits:
-            await execute(sql["waits"], (Int8s(w.wfs), Float8s(w.delays), Int2s(w.attempts), Texts(w.reasons)))
+        if turn.steps:
+            wfs, seqs, attempts, names, outputs, errors = zip(*turn.steps, strict=True)
+            keys = (Int8s(wfs), Int4s(seqs), Int2s(attempts))
+            await execute(sql["steps"], (*keys, Texts(names), Byteas(outputs), Texts(errors)))
+        if turn.outcomes:
+            wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
+            await execute(sql["outcomes"], (Int8s(wfs), Texts(statuses), Byteas(outputs), Texts(errors)))
+        if turn.waits:
+            wfs, delays, attempts, reasons = zip(*turn.waits, strict=True)
+            await execute(sql["waits"], (Int8s(wfs), Float8s(delays), Int2s(attempts), Texts(reasons)))
         if turn.dropped:
             await execute(sql["drop_claims"], (fence.lease, Int8s(turn.dropped)))
         if (k := turn.kept) and k.wfs:
@@ -180,7 +144,7 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list
         raise ShardUnavailable(
             f"shard {shard.name!r}: the server rolled back instead of committing", shard=shard.name
         )
-    return [] if claimed is None else [Claimed(*row) for row in await claimed.fetchall()]
+    return [] if claimed is None else list(map(Claimed._make, await claimed.fetchall()))
 
 
 async def roll_back(conn: Conn) -> None:
@@ -197,10 +161,10 @@ async def written(shard: Shard, conn: Conn, turn: Turn) -> bool | None:
 
     To be asked only after the lease was resumed, which waits for the old connection's transaction to end.
     """
-    if not turn.steps.wfs and not turn.outcomes.wfs:
+    if not turn.steps and not turn.outcomes:
         return None
-    wf, seq = (turn.steps.wfs[0], turn.steps.seqs[0]) if turn.steps.wfs else (0, 0)
-    ended = turn.outcomes.wfs[0] if turn.outcomes.wfs else 0
+    wf, seq = turn.steps[0][:2] if turn.steps else (0, 0)
+    ended = turn.outcomes[0][0] if turn.outcomes else 0
     with shard.translate():
         cursor = await conn.execute(shard.statements("lease")["written"], (wf, seq, ended))
         row = await cursor.fetchone()

@@ -19,6 +19,9 @@ FIRST_LOOKS = (0.004, 0.02, 0.08, 0.3)
 IDLE_LOOK = 1.0
 #: The same where no bell can be heard.
 DEAF_LOOK = 0.1
+#: Workflows in one claim at the most, and never more than half of the places: while one half is committed the other
+#: half runs. More would cost the same each and only delay what waits behind it.
+BATCH = 1_000
 #: Claims of at least this many rows show a busy shard, whose submitters need not ring.
 BUSY = 64
 
@@ -34,6 +37,7 @@ class Claims:
         self._queues = list(queues)
         self._marks = {queue: LowWater() for queue in queues}
         self._place = place
+        self._batch = max(1, min(BATCH, place.total // 2))
         self._deaf = deaf
         self._hung = False
         self._settled = 0
@@ -64,7 +68,7 @@ class Claims:
         """
         if not self.wanted and (now < self._due or (self.settled and not anyway)):
             return None
-        allowed = self._place.allowance(ending)
+        allowed = min(self._place.allowance(ending), self._batch)
         if allowed <= 0:
             return None
         limits = divide(allowed, [allowed] * len(self._queues))

@@ -80,20 +80,21 @@ class CommitLoop:
         if run.closed:
             future.cancel()
         else:
-            self._pending.open().add_step(run, future, seq, attempts, name, output, error)
+            row = (run.wf, seq, min(attempts, 32767), name, output, error)
+            self._pending.open().add_step(run, future, row)
             self._awake.set()
         return future
 
     def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
         """See `run.Sink`."""
-        self._pending.open().add_outcome(run, status.value, output, error)
+        self._pending.open().add_outcome(run, (run.wf, status.value, output, error))
         self._awake.set()
 
     # -- what the link calls
 
     def refuse(self, wf: int, attempt: int, delay: float, reason: str) -> None:
         """Suspends a claimed workflow that did not begin, for `delay` seconds."""
-        self._pending.open().add_wait(wf, delay, attempt, reason)
+        self._pending.open().add_wait((wf, delay, attempt, reason))
         self._awake.set()
 
     def wake(self) -> None:
@@ -147,7 +148,7 @@ class CommitLoop:
             for run in gathered.ended:
                 self.receipts.resolve(run.wf)
             ending = len(gathered.ended)
-            turn.dropped, turn.kept = self.receipts.settle(gathered.waits.wfs)
+            turn.dropped, turn.kept = self.receipts.settle(row[0] for row in gathered.waits)
         if not self.draining:
             now = self.loop.time()
             turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
@@ -268,7 +269,7 @@ class CommitLoop:
         log.error("a row was refused; its workflow fails", extra={"workflow": run.id, "error": message})
         failed = Gathered()
         error = ErrorInfo("shardflow.errors.Refused", message.replace("\0", "\\0"))
-        failed.add_outcome(run, Status.FAILED.value, None, to_json(error))
+        failed.add_outcome(run, (run.wf, Status.FAILED.value, None, to_json(error)))
         try:
             await self._send(conn, fence, failed, failed.turn())
         except Refused as again:

@@ -1,4 +1,4 @@
-"""What gathers for the next turn of a commit loop, column by column, while the last one is under way."""
+"""What gathers for the next turn of a commit loop, while the last one is under way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ..storage.turn import Outcomes, Steps, Turn, Waits
+from ..storage.turn import OutcomeRow, StepRow, Turn, WaitRow
 
 if TYPE_CHECKING:
     from .run import Run
@@ -17,72 +17,57 @@ MAX_BYTES = 8 << 20
 
 
 class Gathered:
-    """The writes of one turn with whom to tell: `waiting` (run, future) per step, `ended` a run per outcome."""
+    """The writes of one turn with whom to tell: `waiting`, a run and its future per step; `ended`, a run per outcome.
 
-    __slots__ = ("bytes", "ended", "outcomes", "steps", "waiting", "waits")
+    `room` is how many more rows it takes; where the bytes are too many already, none.
+    """
+
+    __slots__ = ("bytes", "ended", "outcomes", "room", "steps", "waiting", "waits")
 
     def __init__(self) -> None:
-        self.steps = Steps()
-        self.outcomes = Outcomes()
-        self.waits = Waits()
+        self.steps: list[StepRow] = []
         self.waiting: list[tuple[Run, asyncio.Future[None]]] = []
+        self.outcomes: list[OutcomeRow] = []
         self.ended: list[Run] = []
+        self.waits: list[WaitRow] = []
         self.bytes = 0
-
-    @property
-    def rows(self) -> int:
-        return len(self.waiting) + len(self.ended) + len(self.waits.wfs)
+        self.room = MAX_ROWS
 
     def turn(self) -> Turn:
         """These writes as a turn, as yet without receipts and claim."""
         return Turn(steps=self.steps, outcomes=self.outcomes, waits=self.waits)
 
-    def add_step(
-        self,
-        run: Run,
-        future: asyncio.Future[None],
-        seq: int,
-        attempts: int,
-        name: str,
-        output: bytes | None,
-        error: str | None,
-    ) -> None:
-        steps = self.steps
-        steps.wfs.append(run.wf)
-        steps.seqs.append(seq)
-        steps.attempts.append(min(attempts, 32767))
-        steps.names.append(name)
-        steps.outputs.append(output)
-        steps.errors.append(error)
+    def add_step(self, run: Run, future: asyncio.Future[None], row: StepRow) -> None:
+        self.steps.append(row)
         self.waiting.append((run, future))
-        self.bytes += len(output or b"") + len(error or "")
+        self._weigh(row[4])
 
-    def add_outcome(self, run: Run, status: str, output: bytes | None, error: str | None) -> None:
-        outcomes = self.outcomes
-        outcomes.wfs.append(run.wf)
-        outcomes.statuses.append(status)
-        outcomes.outputs.append(output)
-        outcomes.errors.append(error)
+    def add_outcome(self, run: Run, row: OutcomeRow) -> None:
+        self.outcomes.append(row)
         self.ended.append(run)
-        self.bytes += len(output or b"") + len(error or "")
+        self._weigh(row[2])
 
-    def add_wait(self, wf: int, delay: float, attempt: int, reason: str) -> None:
-        self.waits.wfs.append(wf)
-        self.waits.delays.append(delay)
-        self.waits.attempts.append(attempt)
-        self.waits.reasons.append(reason)
+    def add_wait(self, row: WaitRow) -> None:
+        self.waits.append(row)
+        self.room -= 1
+
+    def _weigh(self, output: bytes | None) -> None:
+        self.room -= 1
+        if output is not None:
+            self.bytes += len(output)
+            if self.bytes > MAX_BYTES:
+                self.room = 0
 
     def pieces(self) -> list[tuple[Gathered, str]]:
         """Every step and outcome alone, for finding the one that the server refuses; waits are left out."""
         found = []
-        s, o = self.steps, self.outcomes
-        for i, (run, future) in enumerate(self.waiting):
+        for row, (run, future) in zip(self.steps, self.waiting, strict=True):
             one = Gathered()
-            one.add_step(run, future, s.seqs[i], s.attempts[i], s.names[i], s.outputs[i], s.errors[i])
-            found.append((one, f"the outcome of step {s.seqs[i]} ({s.names[i]!r})"))
-        for i, run in enumerate(self.ended):
+            one.add_step(run, future, row)
+            found.append((one, f"the outcome of step {row[1]} ({row[3]!r})"))
+        for end, run in zip(self.outcomes, self.ended, strict=True):
             one = Gathered()
-            one.add_outcome(run, o.statuses[i], o.outputs[i], o.errors[i])
+            one.add_outcome(run, end)
             found.append((one, "the workflow's result"))
         return found
 
@@ -93,15 +78,13 @@ class Gathered:
 
     def absorb(self, other: Gathered) -> None:
         """Adds all that the other has."""
-        for name in ("wfs", "seqs", "attempts", "names", "outputs", "errors"):
-            getattr(self.steps, name).extend(getattr(other.steps, name))
-        for name in ("wfs", "statuses", "outputs", "errors"):
-            getattr(self.outcomes, name).extend(getattr(other.outcomes, name))
-        for name in ("wfs", "delays", "attempts", "reasons"):
-            getattr(self.waits, name).extend(getattr(other.waits, name))
-        self.waiting.extend(other.waiting)
-        self.ended.extend(other.ended)
+        self.steps += other.steps
+        self.waiting += other.waiting
+        self.outcomes += other.outcomes
+        self.ended += other.ended
+        self.waits += other.waits
         self.bytes += other.bytes
+        self.room = 0 if self.bytes > MAX_BYTES else self.room - (MAX_ROWS - other.room)
 
 
 class Pending:
@@ -116,7 +99,7 @@ class Pending:
     def open(self) -> Gathered:
         """Where the next write goes."""
         queue = self._queue
-        if not queue or queue[-1].rows >= MAX_ROWS or queue[-1].bytes >= MAX_BYTES:
+        if not queue or queue[-1].room <= 0:
             queue.append(Gathered())
         return queue[-1]
 

@@ -167,7 +167,7 @@ class Link:
         if (doubt := commit.doubt) is not None:
             done = await turn.written(self.shard, conn, doubt.turn)
             if done is None:
-                done = not any(wf in by_wf for wf in doubt.turn.waits.wfs)
+                done = not any(row[0] in by_wf for row in doubt.turn.waits)
             commit.doubt = None
             if done:
                 commit.settle(doubt.gathered)

@@ -15,6 +15,7 @@ class Place:
 
     def __init__(self, places: Places, wake: Callable[[], None]) -> None:
         self._places = places
+        self.total = places.total
         self._wake = wake
         self.running = 0
         self.hungry = False

@@ -153,7 +153,9 @@ class Run:
                 f"step {step.name!r} is `async def`, but workflow {self.workflow.name!r} is a plain `def`:"
                 " make both the same"
             )
-        return self._step(step, self._next(), args, kwargs)
+        seq = self.seq
+        self.seq = seq + 1
+        return self._step(step, seq, args, kwargs)
 
     async def _step(self, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self.checkpoints and (recorded := self._recorded(step, seq)):
@@ -191,7 +193,8 @@ class Run:
                 f"step {step.name!r} is a plain `def` and would stop the event loop in workflow"
                 f" {self.workflow.name!r}, which is `async def`: call `await {step.name}.aio(...)`"
             )
-        seq = self._next()
+        seq = self.seq
+        self.seq = seq + 1
         if self.checkpoints and (recorded := self._recorded(step, seq)):
             return self._answer(step, recorded)
         attempts = 0
@@ -241,11 +244,6 @@ class Run:
         done.result()
 
     # -- replay
-
-    def _next(self) -> int:
-        seq = self.seq
-        self.seq = seq + 1
-        return seq
 
     def _recorded(self, step: Step[..., Any], seq: int) -> Checkpoint | None:
         if self.broken is not None:
