@@ -1,0 +1,308 @@
+"""How many workflows a second a cluster does: all submitted and then drained, and submitted while workers drain.
+
+Drained: the workers are loaded and wait while everything is submitted; the clock runs, on the machine's steady clock,
+from the moment the first of them holds its leases (its first claim goes out with it) until the last of them has the
+answer to its last commit. Overlapped: from the first submit to the same end. Starting processes never counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..client.aio import AsyncClient
+from ..model import ClusterConfig
+from ..storage.shard import Shard
+from .arena import Ground, fresh_cluster, ground, quiet
+from .audit import Found, Watch, audit
+from .meters import environment, server_cpu, wal_bytes
+from .processes import BenchFailed, Served, Workers, floor, loop_factory, workers
+from .workload import Load
+
+#: Workflows in one `submit_many`.
+SUBMIT = 1_000
+#: Seconds between looks at a run from outside, and without any progress before it is given up.
+_LOOK = 0.1
+_STUCK = 120.0
+
+#: Told what is going on: a phase's name, how much of it is done, of how much.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputOptions:
+    """What to measure.
+
+    `config`: the cluster's file; None for embedded servers. `shards`: None for 1 embedded one, all configured ones.
+    `workers`: processes, each of which serves all shards. `payload`: bytes of each input; `result`: bytes of each
+    checkpoint and outcome, None for those of the payload, which is what the floor writes. `concurrency`: workflows at
+    once in each worker; None for a worker's own default. `runs`: whose medians are reported. `settings`: Postgres
+    settings of embedded servers.
+    """
+
+    workflows: int = 20_000
+    steps: int = 1
+    payload: int = 100
+    result: int | None = None
+    workers: int = 1
+    shards: int | None = None
+    concurrency: int | None = None
+    config: Path | None = None
+    runs: int = 1
+    floor: bool = True
+    overlapped: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def load(self) -> Load:
+        result = self.payload if self.result is None else self.result
+        return Load(self.workflows, self.steps, self.payload, result)
+
+
+def run_throughput(options: ThroughputOptions, progress: Progress = lambda phase, done, of: None) -> dict[str, Any]:
+    """Measures and answers the figures of `bench throughput --json`.
+
+    Raises BenchFailed where a process ends or nothing goes on any more, and what the servers raise.
+    """
+    with ground(options.config, options.shards, options.settings) as place:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            surroundings = runner.run(_surroundings(place))
+        runs = []
+        for number in range(options.runs):
+            name = f"run {number + 1} of {options.runs}" if options.runs > 1 else "run"
+            # The floor takes turns with the runs, before and after, so that a neighbour's load falls on both.
+            parts = [_floor, _drained, _overlapped] if number % 2 == 0 else [_drained, _floor, _overlapped]
+            figures: dict[str, Any] = {}
+            for part in parts:
+                figures |= part(options, place, lambda phase, *at, name=name: progress(f"{name}: {phase}", *at))
+                gc.collect()
+            if figures.get("floor_workflows_per_s"):
+                figures["ratio_to_floor"] = round(figures["workflows_per_s"] / figures["floor_workflows_per_s"], 3)
+            runs.append(figures)
+    return _summary(options, place, surroundings, runs)
+
+
+async def _surroundings(place: Ground) -> dict[str, Any]:
+    return await environment(ClusterConfig("bench", place.shards))
+
+
+# -- the parts of a run
+
+
+def _floor(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    if not options.floor:
+        return {}
+    progress("floor", 0, 0)
+    with asyncio.Runner() as runner:
+        runner.run(quiet(place))
+    load = options.load
+    answer = floor(place.shards[0].dsn, workflows=load.workflows, steps=load.steps, payload=load.payload)
+    if "error" in answer:
+        return {"floor_error": answer["error"]}
+    kept = ("floor_workflows_per_s", "submit_per_s", "postgres_cpu_us_per_workflow", "wal_bytes_per_workflow")
+    return {
+        "floor_workflows_per_s": answer["floor_workflows_per_s"],
+        "floor": {key.removeprefix("floor_"): answer[key] for key in kept if key in answer},
+    }
+
+
+def _drained(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_drain(options, place, progress))
+
+
+def _overlapped(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    if not options.overlapped:
+        return {}
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_overlap(options, place, progress))
+
+
+async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    load = options.load
+    async with fresh_cluster(place) as config:
+        with workers(config, options.workers, options.concurrency) as crew:
+            await quiet(place)
+            wal_start, cpu_start, own_start = (
+                await wal_bytes(config),
+                server_cpu(place.postmasters),
+                time.process_time(),
+            )
+            submit_seconds = await _submit(config, load, progress)
+            wal_submitted, cpu_submitted = await wal_bytes(config), server_cpu(place.postmasters)
+            own = time.process_time() - own_start
+            await asyncio.to_thread(crew.go)
+            await _until_drained(config, crew, load, progress)
+            cpu_end, wal_end = server_cpu(place.postmasters), await wal_bytes(config)
+            served = await asyncio.to_thread(crew.report)
+        found = await audit(config, load)
+    n = load.workflows
+    seconds = _end(served) - min(each.connected[0] for each in served)
+    peaks = [each.rss_peak_kb for each in served if each.rss_peak_kb is not None]
+    return {
+        "workflows_per_s": round(n / seconds),
+        "steps_per_s": round(n * load.steps / seconds),
+        "seconds": round(seconds, 3),
+        "submit_per_s": round(n / submit_seconds),
+        "worker_cpu_us_per_workflow": _micros(_cpu(served), n),
+        "worker_cpu_percent": round(_cpu(served) / seconds * 100),
+        "postgres_cpu_us_per_workflow": _between(cpu_submitted, cpu_end, n),
+        "submit_client_cpu_us_per_workflow": _micros(own, n),
+        "submit_postgres_cpu_us_per_workflow": _between(cpu_start, cpu_submitted, n),
+        "wal_bytes_per_workflow": round((wal_end - wal_start) / n),
+        "submit_wal_bytes_per_workflow": round((wal_submitted - wal_start) / n),
+        "worker_max_rss_mb": round(max(peaks) / 1024, 1) if peaks else None,
+        **_verdict(found, served, load),
+    }
+
+
+async def _overlap(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    load = options.load
+    async with fresh_cluster(place) as config:
+        with workers(config, options.workers, options.concurrency) as crew:
+            await quiet(place)
+            await asyncio.to_thread(crew.go)
+            started = time.monotonic()
+            await _submit(config, load, progress)
+            await _until_drained(config, crew, load, progress)
+            served = await asyncio.to_thread(crew.report)
+        found = await audit(config, load)
+    seconds = _end(served) - started
+    verdict = _verdict(found, served, load)
+    return {
+        "overlapped_workflows_per_s": round(load.workflows / seconds),
+        "overlapped_seconds": round(seconds, 3),
+        **{f"overlapped_{key}": verdict[key] for key in verdict},
+    }
+
+
+async def _submit(config: ClusterConfig, load: Load, progress: Progress) -> float:
+    """Submits all, `SUBMIT` in a call and one call after the other; the seconds that the calls took."""
+    took = 0.0
+    async with AsyncClient(config) as client:
+        await client.submit_many([])
+        for first in range(0, load.workflows, SUBMIT):
+            calls = load.calls(range(first, min(first + SUBMIT, load.workflows)))
+            began = time.perf_counter()
+            await client.submit_many(calls)
+            took += time.perf_counter() - began
+            progress("submit", first + len(calls), load.workflows)
+    return took
+
+
+async def _until_drained(config: ClusterConfig, crew: Workers, load: Load, progress: Progress) -> None:
+    """Returns when nothing is ready, claimed or suspended any more."""
+    async with _watches(config) as watches:
+        ended, since = -1, time.monotonic()
+        while True:
+            busy = [await watch.busy() for watch in watches]
+            if not any(busy):
+                return
+            crew.check()
+            now = sum([await watch.ended() for watch in watches])
+            if now != ended:
+                ended, since = now, time.monotonic()
+                progress("drain", ended, load.workflows)
+            elif time.monotonic() - since > _STUCK:
+                raise BenchFailed(f"nothing has ended for {_STUCK:.0f} s; {ended} of {load.workflows} had before")
+            await asyncio.sleep(_LOOK)
+
+
+@asynccontextmanager
+async def _watches(config: ClusterConfig) -> AsyncIterator[list[Watch]]:
+    async with AsyncExitStack() as stack:
+        watches = []
+        for shard in map(Shard, config.shards):
+            conn = await stack.enter_async_context(await shard.connect("bench"))
+            watches.append(Watch(shard, conn))
+        yield watches
+
+
+# -- figures
+
+
+def _end(served: Sequence[Served]) -> float:
+    ends = [each.idle[0] for each in served if each.idle is not None]
+    if not ends:
+        raise BenchFailed("no worker has run anything")
+    return max(ends)
+
+
+def _cpu(served: Sequence[Served]) -> float:
+    return sum((each.idle or each.connected)[1] - each.connected[1] for each in served)
+
+
+def _micros(seconds: float, workflows: int) -> float:
+    return round(seconds / workflows * 1e6, 1)
+
+
+def _between(start: float | None, end: float | None, workflows: int) -> float | None:
+    return None if start is None or end is None else _micros(end - start, workflows)
+
+
+def _verdict(found: Found, served: Sequence[Served], load: Load) -> dict[str, Any]:
+    """What was found in the database, with what the workers ran more often than once."""
+    again = max(0, sum(each.workflows for each in served) - load.workflows)
+    steps_again = max(0, sum(each.steps for each in served) - load.workflows * load.steps)
+    return {
+        "lost": found.lost,
+        "duplicated": found.duplicated + again + steps_again,
+        "wrong": found.wrong,
+        "left": found.left,
+        "workflows_found": found.workflows,
+        "steps_found": found.steps,
+    }
+
+
+_FAULTS = ("lost", "duplicated", "wrong", "left")
+
+
+def _summary(
+    options: ThroughputOptions, place: Ground, surroundings: dict[str, Any], runs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Medians over the runs of all that is measured, sums of what must be zero."""
+    figures: dict[str, Any] = {}
+    for key in (
+        "workflows_per_s",
+        "steps_per_s",
+        "submit_per_s",
+        "overlapped_workflows_per_s",
+        "floor_workflows_per_s",
+        "ratio_to_floor",
+        "worker_cpu_us_per_workflow",
+        "worker_cpu_percent",
+        "postgres_cpu_us_per_workflow",
+        "submit_client_cpu_us_per_workflow",
+        "submit_postgres_cpu_us_per_workflow",
+        "wal_bytes_per_workflow",
+        "submit_wal_bytes_per_workflow",
+    ):
+        values = [run[key] for run in runs if run.get(key) is not None]
+        figures[key] = statistics.median(values) if values else None
+    peaks = [run["worker_max_rss_mb"] for run in runs if run["worker_max_rss_mb"] is not None]
+    figures["worker_max_rss_mb"] = max(peaks) if peaks else None
+    for key in _FAULTS:
+        figures[key] = sum(run[key] + run.get(f"overlapped_{key}", 0) for run in runs)
+    load = options.load
+    asked = asdict(load) | {
+        "workers": options.workers,
+        "shards": len(place.shards),
+        "concurrency": options.concurrency,
+        "servers": "embedded" if place.servers is not None else "configured",
+        "settings": dict(options.settings),
+        "runs": options.runs,
+    }
+    return {
+        **figures,
+        "verified": not any(figures[key] for key in _FAULTS),
+        "options": asked,
+        "environment": surroundings,
+        "runs": list(runs),
+    }

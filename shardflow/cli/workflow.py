@@ -1,0 +1,197 @@
+"""`shardflow workflow`: submit workflows and look at them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ..client.aio import AsyncClient
+from ..client.router import Router
+from ..core.routing import check_id
+from ..errors import WorkflowFailed, WorkflowNotFound
+from ..model import ClusterConfig, StepInfo, WorkflowInfo
+from ..storage import submissions
+from .ask import ask_all
+from .output import FAILED, emit_json, payload, say, table
+from .settings import Group, Settings, json_option, pass_settings
+
+_COLUMNS = ("id", "workflow", "queue", "status", "shard", "submitted at", "finished at", "attempt")
+
+
+@click.group(cls=Group)
+def workflow() -> None:
+    """Submit workflows and look at them."""
+
+
+@workflow.command(name="list")
+@click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@json_option
+@pass_settings
+def list_(settings: Settings, limit: int, as_json: bool) -> None:
+    """Show the latest submissions of all shards, the newest first."""
+    settings.log()
+    answers = ask_all(settings.config(), lambda shard, conn: submissions.recent(shard, conn, limit))
+    found = [info for infos in answers.values.values() for info in infos]
+    found.sort(key=lambda info: info.submitted_at, reverse=True)
+    if as_json:
+        emit_json({"workflows": found[:limit], "unreachable": answers.unreachable})
+    else:
+        table(_COLUMNS, [_row(info) for info in found[:limit]])
+    raise SystemExit(answers.report())
+
+
+@workflow.command()
+@click.argument("id")
+@json_option
+@pass_settings
+def show(settings: Settings, id: str, as_json: bool) -> None:
+    """Show one workflow: where it is, its input, its steps and how it ended."""
+    settings.log()
+    record = asyncio.run(_record(settings.config(), id))
+    outcome = record.outcome
+    error = None if outcome is None else outcome.error
+    if as_json:
+        steps = [
+            {"seq": s.seq, "name": s.name, "finished_at": s.finished_at, "attempts": s.attempts}
+            | ({"output": payload(s.output)} if s.error is None else {"error": s.error})
+            for s in record.steps
+        ]
+        ended = None if outcome is None else {"output": payload(outcome.output), "error": error}
+        emit_json({"workflow": record.info, "input": payload(record.input), "steps": steps, "outcome": ended})
+        return
+    table(_COLUMNS, [_row(record.info)])
+    click.echo(f"\ninput: {_line(payload(record.input))}")
+    if record.steps:
+        click.echo()
+        rows = [
+            (s.seq, s.name, s.finished_at, s.attempts, _line(payload(s.output)) if s.error is None else s.error.type)
+            for s in record.steps
+        ]
+        table(("step", "name", "finished at", "attempts", "outcome"), rows)
+    if error is not None:
+        click.echo(f"\nerror: {_line(f'{error.type}: {error.message}')[1:-1]}")
+        if error.traceback:
+            click.echo(error.traceback.rstrip())
+    elif outcome is not None:
+        click.echo(f"\noutput: {_line(payload(outcome.output))}")
+
+
+@workflow.command()
+@click.argument("id")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="How long to wait (default: for ever).")
+@json_option
+@pass_settings
+def result(settings: Settings, id: str, timeout: float | None, as_json: bool) -> None:
+    """Wait for the end of a workflow and print its result as JSON.
+
+    Exits with 3 where it failed, with 4 where it has not ended in time.
+    """
+    settings.log()
+    try:
+        value = asyncio.run(_result(settings.config(), id, timeout))
+    except WorkflowFailed as error:
+        if as_json:
+            told = {"type": error.type, "message": error.message, "traceback": error.traceback}
+            emit_json({"id": id, "status": "failed", "error": told})
+        say(f"Error: {error}")
+        if error.traceback and not as_json:
+            say(error.traceback.rstrip())
+        raise SystemExit(FAILED) from None
+    emit_json({"id": id, "status": "succeeded", "result": value} if as_json else value)
+
+
+@workflow.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("args", nargs=-1, metavar="[JSON]...")
+@click.option("--id", help="The idempotency key (default: a new one, on a shard that answers).")
+@click.option("--queue", metavar="NAME", help='Where it waits (default: "default"; code that has the app knows better).')
+@json_option
+@pass_settings
+def submit(
+    settings: Settings, name: str, args: tuple[str, ...], id: str | None, queue: str | None, as_json: bool
+) -> None:
+    """Submit the workflow NAME and print its id; each further argument is one of its own, as JSON.
+
+    \b
+    shardflow workflow submit checkout '"card-1"' 1200 '{"gift": true}' --id order-7 --queue orders
+    """
+    settings.log()
+    arguments = [_argument(i, text) for i, text in enumerate(args, 1)]
+    handle = asyncio.run(_submit(settings.config(), name, arguments, id, queue))
+    if as_json:
+        emit_json({"id": handle[0], "workflow": name, "shard": handle[1]})
+    else:
+        click.echo(handle[0])
+
+
+def _argument(number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        if text.startswith("-"):
+            hint = ": is it an option that this command lacks?"
+        else:
+            quoted = json.dumps(text, ensure_ascii=False)
+            hint = f": text needs its own quotes, as in '{quoted}'" if text.isprintable() else ""
+        raise click.UsageError(f"argument {number} is not JSON, {text!r} ({error}){hint}") from None
+
+
+async def _submit(
+    config: ClusterConfig, name: str, args: list[Any], id: str | None, queue: str | None
+) -> tuple[str, str]:
+    async with AsyncClient(config) as client:
+        handle = await client.submit(name, *args, id=id, queue=queue)
+        return handle.id, handle.shard
+
+
+async def _result(config: ClusterConfig, id: str, timeout: float | None) -> Any:
+    async with AsyncClient(config) as client:
+        return await (await client.get(id)).result(timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    info: WorkflowInfo
+    input: bytes
+    steps: list[StepInfo]
+    outcome: submissions.Outcome | None
+
+
+async def _record(config: ClusterConfig, id: str) -> _Record:
+    check_id(id)
+    router = Router(config)
+    try:
+        name = (await router.load()).shard_of(id)
+        pool = router.pool(name)
+        async with pool.connection() as conn:
+            found = await submissions.find(pool.shard, conn, id)
+            if found is None:
+                raise WorkflowNotFound(f"no workflow has the id {id!r} (looked on shard {name!r})", workflow_id=id)
+            wf, info = found
+            _, _, input = (await submissions.existing(pool.shard, conn, [id]))[id]
+            steps = await submissions.steps(pool.shard, conn, id)
+            ended = await submissions.outcomes(pool.shard, conn, [wf])
+            return _Record(info, input, steps, ended[0] if ended else None)
+    finally:
+        await router.close()
+
+
+def _row(info: WorkflowInfo) -> tuple[object, ...]:
+    return (
+        info.id,
+        info.name,
+        info.queue,
+        info.status.value,
+        info.shard,
+        info.submitted_at,
+        info.finished_at,
+        info.attempt,
+    )
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,79 @@
+"""Real Postgres servers for the tests that ask for them: one set per process, and databases of its own per test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from support.lab import LEASE, POOL, Lab
+
+from shardflow import AsyncClient, ClusterConfig, LeaseConfig, PoolConfig
+from shardflow.embedded import Servers
+
+MakeCluster = Callable[..., ClusterConfig]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Three servers with the embedded defaults: durable, fsync on."""
+    with Servers(3, settings={"max_connections": "100", "shared_buffers": "64MB"}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def lab(servers: Servers) -> Lab:
+    return Lab(servers)
+
+
+@pytest.fixture(scope="session")
+def sweeper() -> Iterator[ThreadPoolExecutor]:
+    """Drops databases behind the tests' back: a drop waits for a checkpoint."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sweeper") as pool:
+        yield pool
+
+
+@pytest.fixture
+def make_cluster(lab: Lab, sweeper: ThreadPoolExecutor) -> Iterator[MakeCluster]:
+    """Makes clusters "test" of shards "s0", "s1", …, dropped after the test.
+
+    Arguments: `shards`, `slots`; `lease`, `pool`, the configuration's; `init=False` for empty databases.
+    """
+    made: list[ClusterConfig] = []
+
+    def make(
+        shards: int = 3,
+        slots: int = 64,
+        *,
+        lease: LeaseConfig = LEASE,
+        pool: PoolConfig = POOL,
+        init: bool = True,
+    ) -> ClusterConfig:
+        config = lab.clone(shards, slots, lease, pool) if init else lab.empty(shards, slots, lease, pool)
+        made.append(config)
+        return config
+
+    yield make
+    for server in lab.servers:
+        server.start()  # a test may have left it down
+    swept: list[Future[None]] = [sweeper.submit(lab.drop, config) for config in made]
+    for each in swept:
+        each.add_done_callback(lambda done: done.result())
+
+
+@pytest.fixture
+def cluster_config(make_cluster: MakeCluster) -> ClusterConfig:
+    """A cluster of three shards on three servers."""
+    return make_cluster()
+
+
+@pytest.fixture
+def shard_config(make_cluster: MakeCluster) -> ClusterConfig:
+    """A cluster of one shard."""
+    return make_cluster(shards=1)
+
+
+@pytest.fixture
+async def client(cluster_config: ClusterConfig) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(cluster_config) as opened:
+        yield opened

@@ -1,0 +1,1 @@
+"""What the integration tests share: clusters out of template databases, workers that always stop, waiting."""
