@@ -120,9 +120,13 @@ class Sender:
             there = [item for item in items if item.id not in made]
             known = await submissions.existing(pool.shard, conn, [i.id for i in there]) if there else {}
         conflicts = []
+        first: dict[str, Item] = {}
         for item in items:
             if item.id in made:
                 item.wf = made[item.id]
+                one = first.setdefault(item.id, item)
+                if (one.name, one.input) != (item.name, item.input):
+                    conflicts.append((item, one.name))
         for item in there:
             item.wf, name, input = known[item.id]
             if (name, input) != (item.name, item.input):

@@ -63,8 +63,8 @@ class Waiter:
             return await waiter
         finally:
             awaited.waiters.discard(waiter)
-            if not awaited.waiters:
-                self._awaited.pop(wf, None)
+            if not awaited.waiters and self._awaited.get(wf) is awaited:
+                del self._awaited[wf]
 
     async def close(self) -> None:
         """Stops asking; whoever waits is cancelled."""

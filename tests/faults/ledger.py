@@ -1,8 +1,8 @@
 """The external witness: an append-only file that steps write to, and a checker that knows nothing of shardflow.
 
 Lines: `S id seq pid`, a step starts; `A id seq pid`, the workflow went on behind the step, so its checkpoint has been
-acknowledged to it; `R id pid`, the workflow's code began. One `write` to an `O_APPEND` file a line: the file's order is
-the order of what happened, over all processes.
+acknowledged to it; `R id - pid`, the workflow's code began. One `write` to an `O_APPEND` file a line: the file's
+order is the order of what happened, over all processes.
 """
 
 from __future__ import annotations

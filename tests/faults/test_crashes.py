@@ -71,7 +71,8 @@ class Stage:
     def claims_of(self, worker: subprocess.Popen[str]) -> int:
         query = (
             "SELECT count(*) FROM shardflow.claim c JOIN shardflow.lease l USING (lease), unnest(c.wfs) u (wf)"
-            f" WHERE l.worker LIKE '%:{worker.pid}:%' AND NOT EXISTS (SELECT FROM shardflow.outcome o WHERE o.wf = u.wf)"
+            f" WHERE l.worker LIKE '%:{worker.pid}:%'"
+            " AND NOT EXISTS (SELECT FROM shardflow.outcome o WHERE o.wf = u.wf)"
         )
         return sum(self.ask(i, query) for i in range(len(self.servers)))
 
@@ -143,7 +144,7 @@ def test_the_ledger_turns_red_when_workflows_go_on_before_the_commit(tmp_path: P
         acknowledged = {handle.id for handle in client.submit_many(calls)}
         done = 0
         while done < 1500 and not on.verdict(acknowledged).repeated:
-            until(lambda: on.ended() > done, "it goes on")
+            until(lambda done=done: on.ended() > done, "it goes on")
             on.workers[-1].kill()
             on.workers[-1].wait()
             on.start_worker()

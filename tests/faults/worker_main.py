@@ -1,4 +1,4 @@
-"""A worker process of the fault tests: `worker_main.py CONFIG LEDGER [mutant]`. Ends when its standard input closes."""
+"""A worker process of the fault tests: `worker_main.py CONFIG LEDGER [mutant]`. Ends with its standard input."""
 
 from __future__ import annotations
 
