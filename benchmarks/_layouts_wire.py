@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import psutil
 import psycopg
 from psycopg import pq
 from psycopg.adapt import Transformer
+
+try:
+    import psutil
+except ImportError:  # without it there are no CPU figures
+    psutil = None  # type: ignore[assignment]
 
 INT2, INT4, INT8, TEXT = 21, 23, 20, 25
 INT4_ARRAY, INT8_ARRAY, TEXT_ARRAY, BYTEA_ARRAY = 1007, 1016, 1009, 1001
@@ -122,6 +126,8 @@ class ServerMeter:
     def __init__(self, control: psycopg.Connection[Any]) -> None:
         self._control = control
         self._postmaster: psutil.Process | None = None
+        if psutil is None:
+            return
         with contextlib.suppress(psutil.Error):
             backend = psutil.Process(control.info.backend_pid)
             parent = backend.parent()

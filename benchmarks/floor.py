@@ -3,9 +3,11 @@
 Each turn is one pipelined transaction: fence, steps and outcomes by ``unnest``, receipts of finished batches
 deleted, the next batch claimed. Every commit is durable, and the rows are counted in the database afterwards.
 
-The figure called *the floor* sends all steps of a workflow and its outcome in the turn after its claim. With
-``sequential`` a step is sent only after the step before it has committed, as a worker must; batches at
-different steps share a turn, so a turn carries as many rows, and only a workflow's latency grows.
+The figure called *the floor* is written with psycopg as anybody would write it: its pipeline mode, Python lists, one
+transaction in flight; all steps of a workflow and its outcome go in the turn after its claim. The *tight floor*
+(``driver="libpq"``) speaks to libpq itself, encodes its arrays itself and keeps two transactions in flight. With
+``sequential`` it sends a step only after the step before it has committed, as a worker must; batches at different
+steps share a turn, so a turn carries as many rows, and only a workflow's latency grows.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import psycopg
 # Loaded by its path (from a wheel, say), this file still finds its two helpers.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from _floor_driver import DriverFloor
 from _layouts_load import payloads, workflow_ids
 from _layouts_sql import EPOCH, FENCE_DDL, GENERATION, LAYOUT_D, LEASE, NO_MARK, Layout
 from _layouts_wire import (
@@ -264,6 +267,7 @@ def run_floor(
     depth: int = 2,
     kind: str = "json",
     mark: bool = True,
+    driver: str = "psycopg",
 ) -> dict[str, Any]:
     """Measure the floor on one server and return its figures.
 
@@ -278,6 +282,7 @@ def run_floor(
         depth: turns in flight at a time.
         kind: ``json`` or ``random`` payloads.
         mark: claim from a low-water mark on.
+        driver: ``psycopg`` for the floor, ``libpq`` for the tight one, to which ``sequential`` and ``depth`` belong.
 
     Raises:
         FloorError: a statement failed, or the rows at the end are not those that were to be written.
@@ -285,20 +290,29 @@ def run_floor(
     chosen = LAYOUTS[layout] if isinstance(layout, str) else layout
     bodies = payloads(payload, kind=kind)
     with prepared_schema(dsn, chosen, SCHEMA) as control:
+        plain = DriverFloor(dsn, chosen, SCHEMA) if driver == "psycopg" else None
         wire = open_wire(dsn, chosen, SCHEMA)
         try:
             meter = ServerMeter(control)
             wal_start = meter.wal()
-            submit_seconds = submit(wire, workflows, bodies)
+            if plain is not None:
+                submit_seconds = plain.submit(workflows, bodies, QUEUE, SUBMIT_BATCH)
+            else:
+                submit_seconds = submit(wire, workflows, bodies)
             wal_submitted = meter.wal()
             drain = Drain(wire, chosen, steps, bodies, batch, sequential, depth, mark)
             server_start, python_start, started = meter.cpu(), time.process_time(), time.perf_counter()
-            drained = drain.run()
+            if plain is not None:
+                drained, drain.turns = plain.drain(steps, bodies, QUEUE, batch, mark)
+            else:
+                drained = drain.run()
             seconds = time.perf_counter() - started
             python_seconds, server_end = time.process_time() - python_start, meter.cpu()
             wal_end = meter.wal()
         finally:
             wire.close()
+            if plain is not None:
+                plain.close()
         verify(control, chosen, SCHEMA, workflows, steps)
         if drained != workflows:
             raise FloorError(f"claimed {drained} of {workflows} workflows")
@@ -313,8 +327,9 @@ def run_floor(
         "steps": steps,
         "payload_bytes": payload,
         "batch": batch,
+        "driver": driver,
         "sequential": sequential,
-        "depth": depth,
+        "depth": 1 if plain is not None else depth,
         "turns": drain.turns,
         "seconds": round(seconds, 3),
         "floor_workflows_per_s": round(workflows / seconds),
@@ -337,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--payload", type=int, default=100, help="bytes of each input and output")
     parser.add_argument("--batch", type=int, default=BATCH, help="workflows claimed in a turn")
     parser.add_argument("--depth", type=int, default=2, help="turns in flight")
+    parser.add_argument("--driver", choices=("psycopg", "libpq"), default="psycopg", help="libpq: the tight floor")
     parser.add_argument("--sequential", action="store_true", help="a turn per step")
     parser.add_argument("--repeat", type=int, default=1, help="runs; the run with the median rate is reported")
     parser.add_argument("--json", action="store_true", help="JSON to stdout")
@@ -351,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 batch=options.batch,
                 depth=options.depth,
                 sequential=options.sequential,
+                driver=options.driver,
             )
             for _ in range(options.repeat)
         ]

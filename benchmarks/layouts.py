@@ -22,10 +22,11 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from _layouts_load import payloads
 from _layouts_sql import Layout
 from _layouts_variants import CLAIMS, LAYOUTS, TEXT_KEYS, WIDE, D
 from _layouts_wire import FloorError, ServerMeter
-from floor import Drain, open_wire, payloads, prepared_schema, server, submit, verify
+from floor import Drain, open_wire, prepared_schema, server, submit, verify
 
 SCHEMA = "shardflow_layouts"
 SERVER_SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}

@@ -19,10 +19,14 @@ $$;
 -- name: fence
 -- Refuses a write of a worker whose lease is gone or was resumed by a newer connection (invariant I2).
 -- FOR KEY SHARE makes the expiry, which deletes the row, wait for this transaction; renewals go through.
+-- The planner settings last for the transaction, also behind a pooler: on tables that were never analysed the claim
+-- would otherwise read and sort the whole backlog (benchmarks/LOG.md).
 CREATE FUNCTION {schema}.fence(held bigint, held_epoch integer, believed bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     present integer;
 BEGIN
+    PERFORM set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_sort', 'off', true),
+            set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true);
     PERFORM {schema}.admit(believed);
     SELECT epoch INTO present FROM {schema}.lease WHERE lease = held FOR KEY SHARE;
     IF present IS DISTINCT FROM held_epoch THEN

@@ -44,7 +44,7 @@ def main() -> int:
         _say(answers, _floor(spec["floor"]))
         return 0
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_Served(answers).run(_config(spec["config"]), spec["concurrency"]))
+        runner.run(_Served(answers, spec["timed"]).run(_config(spec["config"]), spec["concurrency"]))
     return 0
 
 
@@ -94,10 +94,14 @@ def load(path: Path) -> Any:
 
 
 class _Served:
-    """A worker that obeys: "go" connects it, "report" tells what it cost, "stop" ends it."""
+    """A worker that obeys: "go" connects it, "report" tells what it cost, anything else ends it.
 
-    def __init__(self, answers: TextIO) -> None:
+    `timed` says to note when it becomes idle, which costs an idle worker a little CPU.
+    """
+
+    def __init__(self, answers: TextIO, timed: bool) -> None:
         self._answers = answers
+        self._timed = timed
         self._commands: asyncio.Queue[str] = asyncio.Queue()
         self._connected: tuple[float, float] | None = None
         self._idle: tuple[float, float] | None = None
@@ -121,7 +125,7 @@ class _Served:
         await worker.connected()
         self._connected = _now()
         _say(self._answers, {"connected": True})
-        looking = asyncio.create_task(self._look(worker))
+        looking = asyncio.create_task(self._look(worker)) if self._timed else None
         served = asyncio.create_task(worker.wait())
         while not served.done():
             command = asyncio.create_task(self._commands.get())
@@ -132,7 +136,8 @@ class _Served:
             if command.result() != "report":
                 break
             _say(self._answers, await self._report(worker))
-        looking.cancel()
+        if looking is not None:
+            looking.cancel()
         await worker.stop(grace=_LAST / 2)
         await served
 

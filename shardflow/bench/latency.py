@@ -77,7 +77,7 @@ def run_latency(options: LatencyOptions, progress: Progress = lambda phase, done
 async def _run(options: LatencyOptions, place: Ground, progress: Progress) -> dict[str, Any]:
     surroundings = await environment(ClusterConfig("bench", place.shards))
     async with fresh_cluster(place) as config:
-        with workers(config, options.workers, options.concurrency) as crew:
+        with workers(config, options.workers, options.concurrency, timed=False) as crew:
             await quiet(place)
             await asyncio.to_thread(crew.go)
             seen = await _traffic(options, config, progress)

@@ -28,7 +28,7 @@ _TEXTS = {
     "has_statements": "SELECT to_regclass('pg_stat_statements') IS NOT NULL",
     "statements": "SELECT sum(calls)::bigint FROM pg_stat_statements WHERE dbid ="
     " (SELECT oid FROM pg_database WHERE datname = current_database())",
-    "flush": "SELECT pg_stat_force_next_flush()",
+    "flush": "SELECT 0 FROM pg_stat_force_next_flush()",
     "transactions": "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()",
 }
 

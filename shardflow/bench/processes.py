@@ -159,10 +159,10 @@ def _pairs(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def workers(config: ClusterConfig, count: int, concurrency: int | None) -> Iterator[Workers]:
-    """`count` worker processes for the block, ready to `go`."""
+def workers(config: ClusterConfig, count: int, concurrency: int | None, *, timed: bool) -> Iterator[Workers]:
+    """`count` worker processes for the block, ready to `go`; `timed`: they note when they become idle."""
     with ExitStack() as stack:
-        spec = {"config": asdict(config), "concurrency": concurrency}
+        spec = {"config": asdict(config), "concurrency": concurrency, "timed": timed}
         children = [stack.enter_context(Child(spec)) for _ in range(count)]
         for child in children:
             child.hear(_START_SECONDS)

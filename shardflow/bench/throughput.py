@@ -128,7 +128,7 @@ def _overlapped(options: ThroughputOptions, place: Ground, progress: Progress) -
 async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
     load = options.load
     async with fresh_cluster(place) as config:
-        with workers(config, options.workers, options.concurrency) as crew:
+        with workers(config, options.workers, options.concurrency, timed=True) as crew:
             await quiet(place)
             wal_start, cpu_start, own_start = (
                 await wal_bytes(config),
@@ -166,7 +166,7 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
 async def _overlap(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
     load = options.load
     async with fresh_cluster(place) as config:
-        with workers(config, options.workers, options.concurrency) as crew:
+        with workers(config, options.workers, options.concurrency, timed=True) as crew:
             await quiet(place)
             await asyncio.to_thread(crew.go)
             started = time.monotonic()

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..bench import LatencyOptions, ThroughputOptions, run_latency, run_throughput
+from ..bench.latency import LatencyOptions, run_latency
 from ..bench.throughput import Progress as Report
+from ..bench.throughput import ThroughputOptions, run_throughput
 from ..bench.workload import LEAST_PAYLOAD, LEAST_RESULT
 
 _THROUGHPUT = {

@@ -1,4 +1,4 @@
-"""Logging of the command line: to stderr, as text with `key=value` behind the message or as one JSON object a line."""
+"""Logging of the command line, to stderr: text with `key=value` behind the message, or one JSON object a line."""
 
 from __future__ import annotations
 

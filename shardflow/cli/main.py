@@ -61,9 +61,13 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         context.exit()
 
 
-@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]}, epilog=(
-    "Exit codes: 0 done, 1 error, 2 wrong usage, 3 the workflow failed, 4 timed out, 5 some shards do not answer."
-))
+@click.group(
+    cls=Root,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Exit codes: 0 done, 1 error, 2 wrong usage, 3 the workflow failed, 4 timed out, 5 some shards do not answer."
+    ),
+)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
 )

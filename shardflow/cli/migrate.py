@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from ..model import ClusterConfig
-from ..storage import cluster, migrate as storage
+from ..storage import cluster
+from ..storage import migrate as storage
 from ..storage.shard import Conn, Shard
 from .ask import ask_all
 from .output import emit_json, table

@@ -16,7 +16,7 @@ from ..errors import WorkflowFailed, WorkflowNotFound
 from ..model import ClusterConfig, StepInfo, WorkflowInfo
 from ..storage import submissions
 from .ask import ask_all
-from .output import FAILED, emit_json, payload, say, table
+from .output import FAILED, emit_json, payload, printable, say, table
 from .settings import Group, Settings, json_option, pass_settings
 
 _COLUMNS = ("id", "workflow", "queue", "status", "shard", "submitted at", "finished at", "attempt")
@@ -73,9 +73,9 @@ def show(settings: Settings, id: str, as_json: bool) -> None:
         ]
         table(("step", "name", "finished at", "attempts", "outcome"), rows)
     if error is not None:
-        click.echo(f"\nerror: {_line(f'{error.type}: {error.message}')[1:-1]}")
+        click.echo(f"\nerror: {printable(f'{error.type}: {error.message}')}")
         if error.traceback:
-            click.echo(error.traceback.rstrip())
+            click.echo(printable(error.traceback.rstrip(), keep="\n\t"))
     elif outcome is not None:
         click.echo(f"\noutput: {_line(payload(outcome.output))}")
 
@@ -108,7 +108,9 @@ def result(settings: Settings, id: str, timeout: float | None, as_json: bool) ->
 @click.argument("name")
 @click.argument("args", nargs=-1, metavar="[JSON]...")
 @click.option("--id", help="The idempotency key (default: a new one, on a shard that answers).")
-@click.option("--queue", metavar="NAME", help='Where it waits (default: "default"; code that has the app knows better).')
+@click.option(
+    "--queue", metavar="NAME", help='Where it waits (default: "default"; code that has the app knows better).'
+)
 @json_option
 @pass_settings
 def submit(

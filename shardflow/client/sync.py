@@ -27,9 +27,13 @@ class _Background:
         self._thread = threading.Thread(target=self._loop.run_forever, name="shardflow client", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs it there and waits; an interrupt here cancels it there."""
-        if self._loop.is_closed():
+        if self.closed:
             coroutine.close()
             raise UsageError("the client is closed")
         if threading.current_thread() is self._thread:
@@ -43,7 +47,7 @@ class _Background:
             raise
 
     def close(self) -> None:
-        if not self._loop.is_closed():
+        if not self.closed:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -105,8 +109,9 @@ class Client:
 
     def close(self) -> None:
         """See `AsyncClient.close`."""
-        self._background.run(self._client.close())
-        self._background.close()
+        if not self._background.closed:
+            self._background.run(self._client.close())
+            self._background.close()
 
     @overload
     def submit(

@@ -7,13 +7,13 @@ SELECT {schema}.fence(%s, %s, %s)
 -- Writes checkpoints; a second outcome for the same (workflow, sequence number) fails on the primary key.
 -- Parameters, arrays of one length: wfs, seqs, attempts, names, outputs, errors.
 INSERT INTO {schema}.step (wf, seq, attempts, name, output, error)
-SELECT * FROM unnest(%s, %s, %s, %s, %s, %s)
+SELECT unnest(%s), unnest(%s), unnest(%s), unnest(%s), unnest(%s), unnest(%s)
 
 -- name: outcomes
 -- Ends workflows; a second end fails on the primary key.
 -- Parameters, arrays of one length: wfs, statuses, outputs, errors.
 INSERT INTO {schema}.outcome (wf, status, output, error)
-SELECT * FROM unnest(%s, %s, %s, %s)
+SELECT unnest(%s), unnest(%s), unnest(%s), unnest(%s)
 
 -- name: waits
 -- Suspends workflows until a time of the server's clock.
