@@ -25,6 +25,8 @@ log = logging.getLogger("shardflow.worker")
 #: Workflows at once where all of the app's are `async def`; where some are not, each of them needs a thread.
 ASYNC_CONCURRENCY = 1_000
 THREAD_CONCURRENCY = 50
+#: Threads for the plain `def` steps of `async def` workflows; more of them mostly wait for each other.
+STEP_THREADS = 64
 
 _numbers = itertools.count(1)
 
@@ -52,8 +54,8 @@ class Worker:
             raise UsageError(f"app {app.name!r} has no workflow: define one with @app.workflow")
         if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
             raise InvalidInput(f"concurrency must be a whole number from 1, not {concurrency!r}")
+        plain = any(not w.is_async for w in app.workflows.values())
         if concurrency is None:
-            plain = any(not w.is_async for w in app.workflows.values())
             concurrency = THREAD_CONCURRENCY if plain else ASYNC_CONCURRENCY
         names = [s.name for s in config.shards]
         for shard in shards or ():
@@ -67,7 +69,9 @@ class Worker:
         self._shards = [Shard(s) for s in config.shards if shards is None or s.name in shards]
         self._links: list[Link] = []
         self._serving: list[asyncio.Task[None]] = []
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="shardflow")
+        # A plain `def` workflow keeps its thread to its end, so each of them needs one.
+        threads = concurrency if plain else min(concurrency, STEP_THREADS)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="shardflow")
 
     async def start(self) -> None:
         """Begins to serve. Raises ClusterError where a shard that answers is not part of the configured cluster,
