@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import config as configuration
 from ..embedded import Servers
-from ..errors import InvalidInput, ShardflowError
+from ..errors import InvalidInput
 from ..model import ClusterConfig, ShardConfig
 from ..storage import cluster
 from ..storage.shard import Shard, Statements
@@ -85,8 +85,3 @@ async def quiet(ground: Ground) -> None:
         async with await shard.connect("bench") as conn:
             with contextlib.suppress(Exception), shard.translate():
                 await conn.execute(Statements(_TEXTS, shard.names)["checkpoint"])
-
-
-def describe_failure(error: BaseException) -> str:
-    """One line for a message."""
-    return str(error) if isinstance(error, ShardflowError) else f"{type(error).__name__}: {error}"

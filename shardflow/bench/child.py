@@ -105,7 +105,7 @@ class _Served:
         self._commands: asyncio.Queue[str] = asyncio.Queue()
         self._connected: tuple[float, float] | None = None
         self._idle: tuple[float, float] | None = None
-        self._busy = False
+        self._noted = 0
 
     async def run(self, config: ClusterConfig, concurrency: int | None) -> None:
         loop = asyncio.get_running_loop()
@@ -147,10 +147,9 @@ class _Served:
             self._note(worker)
 
     def _note(self, worker: Worker) -> None:
-        if worker.running:
-            self._busy = True
-        elif self._busy:
-            self._busy = False
+        # What was begun counts too: a short run may lie between two looks.
+        if worker.running == 0 and workload.ran.workflows > self._noted:
+            self._noted = workload.ran.workflows
             self._idle = _now()
 
     async def _report(self, worker: Worker) -> dict[str, Any]:

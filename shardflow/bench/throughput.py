@@ -83,8 +83,9 @@ def run_throughput(options: ThroughputOptions, progress: Progress = lambda phase
             for part in parts:
                 figures |= part(options, place, lambda phase, *at, name=name: progress(f"{name}: {phase}", *at))
                 gc.collect()
-            if figures.get("floor_workflows_per_s"):
-                figures["ratio_to_floor"] = round(figures["workflows_per_s"] / figures["floor_workflows_per_s"], 3)
+            for floor_name in _FLOORS:
+                if per_s := figures.get(f"{floor_name}_workflows_per_s"):
+                    figures[f"ratio_to_{floor_name}"] = round(figures["workflows_per_s"] / per_s, 3)
             runs.append(figures)
     return _summary(options, place, surroundings, runs)
 
@@ -95,6 +96,15 @@ async def _surroundings(place: Ground) -> dict[str, Any]:
 
 # -- the parts of a run
 
+#: The floor, whose loop drives psycopg as the worker does, and the tight one, which is libpq alone.
+_FLOORS = {"floor": "psycopg", "tight_floor": "libpq"}
+_FLOOR_FIGURES = (
+    "submit_per_s",
+    "postgres_cpu_us_per_workflow",
+    "python_cpu_us_per_workflow",
+    "wal_bytes_per_workflow",
+)
+
 
 def _floor(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
     if not options.floor:
@@ -103,14 +113,16 @@ def _floor(options: ThroughputOptions, place: Ground, progress: Progress) -> dic
     with asyncio.Runner() as runner:
         runner.run(quiet(place))
     load = options.load
-    answer = floor(place.shards[0].dsn, workflows=load.workflows, steps=load.steps, payload=load.payload)
-    if "error" in answer:
-        return {"floor_error": answer["error"]}
-    kept = ("floor_workflows_per_s", "submit_per_s", "postgres_cpu_us_per_workflow", "wal_bytes_per_workflow")
-    return {
-        "floor_workflows_per_s": answer["floor_workflows_per_s"],
-        "floor": {key.removeprefix("floor_"): answer[key] for key in kept if key in answer},
-    }
+    figures: dict[str, Any] = {}
+    for name, driver in _FLOORS.items():
+        answer = floor(
+            place.shards[0].dsn, workflows=load.workflows, steps=load.steps, payload=load.payload, driver=driver
+        )
+        if "error" in answer:
+            return {"floor_error": answer["error"]}
+        figures[f"{name}_workflows_per_s"] = answer["floor_workflows_per_s"]
+        figures[name] = {key: answer[key] for key in _FLOOR_FIGURES if key in answer}
+    return figures
 
 
 def _drained(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
@@ -130,14 +142,9 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
     async with fresh_cluster(place) as config:
         with workers(config, options.workers, options.concurrency, timed=True) as crew:
             await quiet(place)
-            wal_start, cpu_start, own_start = (
-                await wal_bytes(config),
-                server_cpu(place.postmasters),
-                time.process_time(),
-            )
-            submit_seconds = await _submit(config, load, progress)
+            wal_start, cpu_start = await wal_bytes(config), server_cpu(place.postmasters)
+            submit_seconds, submit_cpu = await _submit(config, load, progress)
             wal_submitted, cpu_submitted = await wal_bytes(config), server_cpu(place.postmasters)
-            own = time.process_time() - own_start
             await asyncio.to_thread(crew.go)
             await _until_drained(config, crew, load, progress)
             cpu_end, wal_end = server_cpu(place.postmasters), await wal_bytes(config)
@@ -154,7 +161,7 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
         "worker_cpu_us_per_workflow": _micros(_cpu(served), n),
         "worker_cpu_percent": round(_cpu(served) / seconds * 100),
         "postgres_cpu_us_per_workflow": _between(cpu_submitted, cpu_end, n),
-        "submit_client_cpu_us_per_workflow": _micros(own, n),
+        "submit_client_cpu_us_per_workflow": _micros(submit_cpu, n),
         "submit_postgres_cpu_us_per_workflow": _between(cpu_start, cpu_submitted, n),
         "wal_bytes_per_workflow": round((wal_end - wal_start) / n),
         "submit_wal_bytes_per_workflow": round((wal_submitted - wal_start) / n),
@@ -183,18 +190,19 @@ async def _overlap(options: ThroughputOptions, place: Ground, progress: Progress
     }
 
 
-async def _submit(config: ClusterConfig, load: Load, progress: Progress) -> float:
-    """Submits all, `SUBMIT` in a call and one call after the other; the seconds that the calls took."""
-    took = 0.0
+async def _submit(config: ClusterConfig, load: Load, progress: Progress) -> tuple[float, float]:
+    """Submits all, `SUBMIT` in a call and one call after the other; seconds that the calls took, and of CPU here."""
+    took = cpu = 0.0
     async with AsyncClient(config) as client:
         await client.submit_many([])
         for first in range(0, load.workflows, SUBMIT):
             calls = load.calls(range(first, min(first + SUBMIT, load.workflows)))
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             await client.submit_many(calls)
             took += time.perf_counter() - began
+            cpu += time.process_time() - cpu_began
             progress("submit", first + len(calls), load.workflows)
-    return took
+    return took, cpu
 
 
 async def _until_drained(config: ClusterConfig, crew: Workers, load: Load, progress: Progress) -> None:
@@ -276,6 +284,8 @@ def _summary(
         "overlapped_workflows_per_s",
         "floor_workflows_per_s",
         "ratio_to_floor",
+        "tight_floor_workflows_per_s",
+        "ratio_to_tight_floor",
         "worker_cpu_us_per_workflow",
         "worker_cpu_percent",
         "postgres_cpu_us_per_workflow",

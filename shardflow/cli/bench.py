@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +10,13 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..bench.latency import LatencyOptions, run_latency
 from ..bench.throughput import Progress as Report
 from ..bench.throughput import ThroughputOptions, run_throughput
 from ..bench.workload import LEAST_PAYLOAD, LEAST_RESULT
+from .output import ERROR, emit_json, say, table
+from .settings import Group, Settings, json_option, pass_settings
 
 _THROUGHPUT = {
     "workflows_per_s": "workflows/s, drained",
@@ -26,6 +25,8 @@ _THROUGHPUT = {
     "submit_per_s": "submits/s",
     "floor_workflows_per_s": "floor, workflows/s",
     "ratio_to_floor": "ratio to the floor",
+    "tight_floor_workflows_per_s": "floor without psycopg, workflows/s",
+    "ratio_to_tight_floor": "ratio to that",
     "worker_cpu_us_per_workflow": "worker CPU, µs a workflow",
     "postgres_cpu_us_per_workflow": "Postgres CPU, µs a workflow",
     "submit_client_cpu_us_per_workflow": "submit: client CPU, µs a workflow",
@@ -52,21 +53,22 @@ _LATENCY = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
-    """Measure throughput and latency, on embedded servers or on yours.
+    """Measure throughput and latency: on embedded servers, or with --config on yours.
 
-    Each run has schemas of its own (shardflow_bench_…, shardflow_floor), which are dropped at its end.
+    Only the option counts here, not SHARDFLOW_CONFIG or a default file. Each run has schemas of its own
+    (shardflow_bench_…, shardflow_floor), which are dropped at its end.
     """
 
 
 def _shared(command: Any) -> Any:
     """The options of both commands."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout."),
+        json_option,
         click.option(
             "--set",
-            "settings",
+            "server_settings",
             multiple=True,
             metavar="NAME=VALUE",
             help="A Postgres setting of the embedded servers; repeatable.",
@@ -81,11 +83,6 @@ def _shared(command: Any) -> Any:
         click.option("--concurrency", type=click.IntRange(1), help="Workflows at once in each worker."),
         click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."),
         click.option("--shards", type=click.IntRange(1), help="Shards (default: 1 embedded, all configured)."),
-        click.option(
-            "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="The cluster whose servers to use (default: embedded servers).",
-        ),
     ):
         command = option(command)
     return command
@@ -103,18 +100,22 @@ def _shared(command: Any) -> Any:
 @click.option("--floor/--no-floor", default=True, help="Also measure the bare loop on the first server.")
 @click.option("--overlapped/--no-overlapped", default=True, help="Also submit while the workers drain.")
 @_shared
-def throughput(as_json: bool, settings: Sequence[str], **options: Any) -> None:
+@pass_settings
+def throughput(shared: Settings, /, as_json: bool, server_settings: Sequence[str], **options: Any) -> None:
     """Workflows a second: all submitted and then drained, and submitted meanwhile.
 
     Every workflow and checkpoint is looked up afterwards; the exit code is 1 if anything is lost, there twice, or
     wrong.
     """
+    shared.log()
     with _progress() as report:
-        figures = run_throughput(ThroughputOptions(settings=_settings(settings), **options), report)
+        figures = run_throughput(
+            ThroughputOptions(config=_config(shared), settings=_settings(server_settings), **options), report
+        )
     _warn(figures)
     _show(figures, _THROUGHPUT, as_json)
     if not figures["verified"]:
-        sys.exit(1)
+        raise SystemExit(ERROR)
 
 
 @bench.command()
@@ -132,13 +133,21 @@ def throughput(as_json: bool, settings: Sequence[str], **options: Any) -> None:
     help="Seconds of idling to measure; 0 for none.",
 )
 @_shared
-def latency(as_json: bool, settings: Sequence[str], **options: Any) -> None:
+@pass_settings
+def latency(shared: Settings, /, as_json: bool, server_settings: Sequence[str], **options: Any) -> None:
     """Milliseconds from the submit call to the result in hand, at a fixed rate; and what idling costs."""
+    shared.log()
     with _progress() as report:
-        figures = run_latency(LatencyOptions(settings=_settings(settings), **options), report)
+        figures = run_latency(
+            LatencyOptions(config=_config(shared), settings=_settings(server_settings), **options), report
+        )
     _show(figures, _LATENCY, as_json)
     if figures["errors"]:
-        sys.exit(1)
+        raise SystemExit(ERROR)
+
+
+def _config(shared: Settings) -> Path | None:
+    return Path(shared.config_file) if shared.config_file else None
 
 
 def _settings(given: Sequence[str]) -> dict[str, str]:
@@ -180,22 +189,17 @@ def _progress() -> Iterator[Report]:
 
 def _warn(figures: Mapping[str, Any]) -> None:
     for reason in dict.fromkeys(run["floor_error"] for run in figures["runs"] if "floor_error" in run):
-        click.echo(f"the floor was not measured: {reason}", err=True)
+        say(f"the floor was not measured: {reason}")
 
 
 def _show(figures: Mapping[str, Any], rows: Mapping[str, str], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        emit_json(figures)
         return
     options, place = figures["options"], figures["environment"]
-    table = Table(
-        caption=f"Postgres {place['postgres']}, Python {place['python']}, {place['cpus']} CPUs"
-        f" ({place['cpu_model']}), {options['shards']} shard(s), {options['workers']} worker(s)"
+    shown = [(title, figures[key]) for key, title in rows.items() if figures.get(key) is not None]
+    table(("figure", "value"), [(title, f"{value:,}") for title, value in shown])
+    say(
+        f"Postgres {place['postgres']}, Python {place['python']}, {place['cpus']} CPUs ({place['cpu_model']});"
+        f" {options['shards']} shard(s), {options['workers']} worker(s)"
     )
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for key, title in rows.items():
-        value = figures.get(key)
-        if value is not None:
-            table.add_row(title, f"{value:,}")
-    Console().print(table)

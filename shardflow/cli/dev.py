@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from ..errors import UsageError
 from ..storage import cluster
 from .loading import load_app
 from .output import say
+from .serve import Options
 from .settings import Command, Settings, pass_settings
 from .worker import supervise
 
@@ -77,9 +79,8 @@ def dev(
         click.echo(f"export SHARDFLOW_CONFIG={path}")
         sys.stdout.flush()
         say(f"The cluster is up; {processes} worker process(es) run {target}. Ctrl-C stops everything.")
-        words = ["worker", "run", "--config", str(path), "--grace", str(grace)]
-        words += [] if concurrency is None else ["--concurrency", str(concurrency)]
-        code = supervise(settings, [*words, "--", target], processes, grace)
+        told = replace(settings, config_file=str(path))
+        code = supervise(told, target, Options(concurrency=concurrency, grace=grace), processes)
         say("Stopping the servers ...")
     raise SystemExit(code)
 

@@ -50,8 +50,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def _word(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
+    if not isinstance(value, str):
+        return json.dumps(value, default=str, separators=(",", ":"))
+    return value if value and value.isprintable() and not set(value) & set(' "=') else json.dumps(value)
 
 
 def configure(form: str, level: str, *, verbose: int = 0, server: bool = False) -> None:

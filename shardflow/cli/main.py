@@ -21,10 +21,10 @@ from .settings import Group
 
 #: Noun → what it is about, shown without loading it. The command `x` is the attribute `x` of the module `x`.
 NOUNS = {
-    "bench": "Measure throughput and latency.",
+    "bench": "Measure throughput and latency: on embedded servers, or with --config on yours.",
     "cluster": "Make shards into a cluster, and see how it is.",
     "demo": "Index Python's standard library on three servers while a worker is killed.",
-    "dev": "Run an app on a cluster of this machine, for development.",
+    "dev": "Run the app MODULE:ATTR, such as shop:app, on Postgres servers of its own.",
     "lease": "The leases that workers hold.",
     "migrate": "Bring the shards' schemas up to date.",
     "shard": "The shards of the cluster.",

@@ -11,9 +11,8 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..core.retry import Retry
 from .output import ERROR, OK, USAGE
@@ -30,13 +29,14 @@ LEAVING = 2.0
 
 
 class Supervisor:
-    """Runs `count` processes of `command`, each with `--supervisor-fd` added.
+    """Runs `count` processes of one command.
 
-    Arguments: `command`; `count`; `grace`, seconds that a process may take to drain.
+    Arguments: `command`, which makes it of the number of the pipe's descriptor; `count`; `grace`, seconds that a
+    process may take to drain.
     """
 
-    def __init__(self, command: Sequence[str], count: int, *, grace: float) -> None:
-        self._command = list(command)
+    def __init__(self, command: Callable[[int], Sequence[str]], count: int, *, grace: float) -> None:
+        self._command = command
         self._count = count
         self._grace = grace
         self._stopping = asyncio.Event()
@@ -103,7 +103,7 @@ class Supervisor:
             pause = _BACKOFF.delay(min(failures, 16), random.random())
             log.warning(
                 "worker process ended; another is started",
-                extra={"process": number, "pid": pid, "exit": code, "seconds": round(pause, 2)},
+                extra={"number": number, "pid": pid, "exit": code, "seconds": round(pause, 2)},
             )
             try:
                 await asyncio.wait_for(self._stopping.wait(), pause)
@@ -114,9 +114,7 @@ class Supervisor:
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command,
-                "--supervisor-fd",
-                str(reading),
+                *self._command(reading),
                 pass_fds=(reading,),
                 stdin=asyncio.subprocess.DEVNULL,
             )
@@ -128,14 +126,9 @@ class Supervisor:
         self._pipes[number], self._processes[number] = writing, process
         if self._stopping.is_set():
             os.write(writing, b"q" if self._signals < 2 else LEAVE)
-        log.info("worker process started", extra={"process": number, "pid": process.pid})
+        log.info("worker process started", extra={"number": number, "pid": process.pid})
         try:
             return process.pid, await process.wait()
         finally:
             del self._pipes[number], self._processes[number]
             os.close(writing)
-
-
-def python(*words: str) -> list[str]:
-    """The command that runs `shardflow` with these words in this interpreter."""
-    return [sys.executable, "-m", "shardflow.cli", *words]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import defaultdict
 
 import click
@@ -13,7 +14,7 @@ from .loading import load_app
 from .output import emit_json, table
 from .serve import Options, serve
 from .settings import Group, Settings, chosen_shards, json_option, pass_settings
-from .supervisor import Supervisor, python
+from .supervisor import Supervisor
 
 
 @click.group(cls=Group)
@@ -62,28 +63,33 @@ def run(
     settings.log(server=True)
     config = settings.config()
     chosen_shards(config, shards)
+    options = Options(concurrency, queues, shards, name, grace, supervisor_fd)
     if processes == 1:
-        options = Options(concurrency, queues, shards, name, grace, supervisor_fd)
         serve(config, lambda: load_app(target), options)
     if name is not None:
         raise click.UsageError("--name is for one process: with --processes each is named by host and process id")
-    words = ["worker", "run", "--config", str(settings.path()), "--grace", str(grace)]
-    words += [] if concurrency is None else ["--concurrency", str(concurrency)]
-    words += [word for queue in queues for word in ("--queue", queue)]
-    words += [word for shard in shards for word in ("--shard", shard)]
-    supervisor = supervise(settings, [*words, "--", target], processes, grace)
-    raise SystemExit(supervisor)
+    raise SystemExit(supervise(settings, target, options, processes))
 
 
-def supervise(settings: Settings, words: list[str], count: int, grace: float) -> int:
-    """Runs `count` worker processes, which log like this one, until told to stop; answers the exit code."""
-    first, rest = words[:2], words[2:]
-    logging = ["--log-format", settings.log_format] if settings.log_format else []
-    logging += ["--log-level", settings.log_level] if settings.log_level else []
-    logging += ["-v"] * settings.verbose
+def supervise(settings: Settings, target: str, options: Options, count: int) -> int:
+    """Runs `count` worker processes, which log like this one, until told to stop; answers the exit code.
+
+    Arguments: `settings`, which name the configuration's file too; `target`, as MODULE:ATTR; `options`, of each
+    process; `count`.
+    """
+    words = ["worker", "run", "--config", str(settings.path()), "--grace", str(options.grace)]
+    words += ["--log-format", settings.log_format] if settings.log_format else []
+    words += ["--log-level", settings.log_level] if settings.log_level else []
+    words += ["--verbose"] * settings.verbose
+    words += [] if options.concurrency is None else ["--concurrency", str(options.concurrency)]
+    words += [word for queue in options.queues for word in ("--queue", queue)]
+    words += [word for shard in options.shards for word in ("--shard", shard)]
+
+    def command(pipe: int) -> list[str]:
+        return [sys.executable, "-m", "shardflow.cli", *words, "--supervisor-fd", str(pipe), "--", target]
 
     async def run() -> int:
-        return await Supervisor(python(*first, *logging, *rest), count, grace=grace).run()
+        return await Supervisor(command, count, grace=options.grace).run()
 
     return asyncio.run(run())
 

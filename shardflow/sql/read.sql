@@ -23,11 +23,6 @@ WHERE w.id = %s
 SELECT s.seq, s.name, s.finished_at, s.attempts, s.output, s.error
 FROM {schema}.step s JOIN {schema}.workflow w USING (wf) WHERE w.id = %s ORDER BY s.seq
 
--- name: input
--- Submission and end of one workflow. Parameters: id.
-SELECT w.name, w.input, o.status, o.output, o.error
-FROM {schema}.workflow w LEFT JOIN {schema}.outcome o ON o.wf = w.wf WHERE w.id = %s
-
 -- name: recent
 -- The latest submissions and where they are. Parameters: limit.
 SELECT w.wf, w.id, w.name, w.queue, w.submitted_at, o.status, o.finished_at, s.wf IS NOT NULL AS suspended,

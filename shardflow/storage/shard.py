@@ -22,6 +22,7 @@ MAP_CHANGED = "SF002"
 #: SQLSTATE classes after which the same transaction may succeed on a later try: connection, rollback of a
 #: transaction (deadlock), resources, locks, intervention by an operator, system error.
 _UNAVAILABLE = ("08", "40", "53", "55", "57", "58")
+_NOT_ALLOWED = ("28", "42")
 _UNDEFINED = ("3F000", "42P01", "42883")
 
 Conn = AsyncConnection[tuple[Any, ...]]
@@ -121,4 +122,6 @@ class Shard:
             )
         if state[:2] in _UNAVAILABLE or (not state and isinstance(error, psycopg.OperationalError)):
             return ShardUnavailable(f"shard {self.name!r} does not answer: {text}", shard=self.name)
+        if state[:2] in _NOT_ALLOWED:
+            return ShardflowError(f"shard {self.name!r}: the server refuses: {text}")
         return error

@@ -151,7 +151,7 @@ async def roll_back(conn: Conn) -> None:
     """Makes the connection usable again where it still lives."""
     try:
         if conn.info.transaction_status != pq.TransactionStatus.IDLE:
-            await conn.execute(b"ROLLBACK")
+            await conn.rollback()  # which also forgets prepared statements that the failed pipeline never made
     except psycopg.Error:
         await conn.close()
 

@@ -54,8 +54,15 @@ class Claims:
         """The queues may have something: the next turn asks."""
         self.wanted = True
 
+    def answered(self) -> None:
+        """The claim that was under way is over and what it gave runs: the rest of its places are free again."""
+        if self._place.claiming:
+            self._place.claiming = 0
+            self._place.freed()
+
     def reset(self) -> None:
         """The connection is new: its session holds no bell, and nothing is known."""
+        self.answered()
         self._hung = False
         self._empty = False
         self.wanted = True
@@ -70,7 +77,9 @@ class Claims:
             return None
         allowed = min(self._place.allowance(ending), self._batch)
         if allowed <= 0:
+            self._due = now + IDLE_LOOK  # whoever frees a place wakes the loop before
             return None
+        self._place.claiming = allowed
         limits = divide(allowed, [allowed] * len(self._queues))
         asked = [(q, n, self._marks[q].begin(now)) for q, n in zip(self._queues, limits, strict=True) if n]
         # Where places are fewer than queues, another queue is the first next time.

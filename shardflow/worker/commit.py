@@ -121,6 +121,7 @@ class CommitLoop:
         if self.doubt is not None:
             self.doubt.gathered.cancel()
         self.receipts = Receipts()
+        self.claims.answered()
         self.doubt = None
 
     def put_back(self, gathered: Gathered) -> None:
@@ -164,6 +165,7 @@ class CommitLoop:
         try:
             claimed = await turns.commit(self.shard, conn, fence, turn)
         except Refused:
+            self.claims.answered()
             await self._isolate(conn, fence, gathered, turn)
             return
         self.doubt = None
@@ -176,6 +178,7 @@ class CommitLoop:
             if claimed:
                 self.receipts.add(turn.claim.batch, {row.wf: row.attempt for row in claimed})
                 await self._begin(conn, claimed)
+            self.claims.answered()
 
     def settle(self, gathered: Gathered) -> None:
         """Lets the runs whose writes have committed go on, or end."""
@@ -219,10 +222,11 @@ class CommitLoop:
         rest = Gathered()
         rest.waits = gathered.waits
         parts = [gathered.pieces()]
+        failed: set[Run] = set()
         try:
             while parts:
-                part = parts.pop()
-                if part and not await self._accepted(conn, fence, part):
+                part = [piece for piece in parts.pop() if _run_of(piece[0]) not in failed]
+                if part and not await self._accepted(conn, fence, part, failed):
                     half = len(part) // 2
                     parts += [part[half:], part[:half]]
             last = rest.turn()
@@ -230,7 +234,8 @@ class CommitLoop:
             await self._send(conn, fence, rest, last)
         except BaseException:
             for piece, _ in (piece for part in parts for piece in part):
-                rest.absorb(piece)
+                if _run_of(piece) not in failed:
+                    rest.absorb(piece)
             if not self._doubts(rest):
                 self._pending.put_back(rest)
             raise
@@ -238,7 +243,7 @@ class CommitLoop:
     def _doubts(self, gathered: Gathered) -> bool:
         return self.doubt is not None and self.doubt.gathered is gathered
 
-    async def _accepted(self, conn: Conn, fence: Fence, part: list[tuple[Gathered, str]]) -> bool:
+    async def _accepted(self, conn: Conn, fence: Fence, part: list[tuple[Gathered, str]], failed: set[Run]) -> bool:
         """Commits the part; a single piece that is refused fails its workflow, which settles it too."""
         whole = Gathered()
         for piece, _ in part:
@@ -249,6 +254,7 @@ class CommitLoop:
             self.doubt = None
             if len(part) > 1:
                 return False
+            failed.add(_run_of(part[0][0]))
             await self._fail_poison(conn, fence, *part[0], error)
         return True
 
@@ -259,7 +265,7 @@ class CommitLoop:
         self.settle(gathered)
 
     async def _fail_poison(self, conn: Conn, fence: Fence, piece: Gathered, what: str, refused: Refused) -> None:
-        run = piece.waiting[0][0] if piece.waiting else piece.ended[0]
+        run = _run_of(piece)
         if refused.duplicate:
             raise LeaseLost(
                 f"shard {self.shard.name!r}: {what} of workflow {run.id!r} is recorded already; starting over from"
@@ -267,6 +273,8 @@ class CommitLoop:
             )
         message = f"shard {self.shard.name!r} refused {what}: {refused}"
         log.error("a row was refused; its workflow fails", extra={"workflow": run.id, "error": message})
+        run.close()
+        piece.cancel()
         failed = Gathered()
         error = ErrorInfo("shardflow.errors.Refused", message.replace("\0", "\\0"))
         failed.add_outcome(run, (run.wf, Status.FAILED.value, None, to_json(error)))
@@ -277,5 +285,8 @@ class CommitLoop:
                 f"shard {self.shard.name!r} refuses even the failure of workflow {run.id!r}: {again}"
             ) from again
         self.receipts.resolve(run.wf)
-        run.close()
-        piece.cancel()
+
+
+def _run_of(piece: Gathered) -> Run:
+    """The run of a single piece."""
+    return piece.waiting[0][0] if piece.waiting else piece.ended[0]

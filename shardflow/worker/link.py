@@ -135,6 +135,7 @@ class Link:
                 await _first(self._commit.serve(writing, fence), keeper.keep(keeping))
             finally:
                 self.connected.clear()
+                self._place.away()
             await leases.release(self.shard, writing, fence.lease)
             self._fence = None
 
@@ -187,7 +188,7 @@ class Link:
                 "unseen": len(unseen),
             },
         )
-        if unseen:
+        if unseen and not commit.draining:
             found = await leases.submissions(self.shard, conn, [h.wf for h in unseen])
             claimed = [
                 Claimed(s.wf, s.id, s.name, s.input, by_wf[s.wf].attempt, True, s.queue, s.priority, 0) for s in found
@@ -238,7 +239,7 @@ class Link:
             return
         log.error(
             "no code for this workflow here: it is offered again later; run a worker whose app has it",
-            extra={"workflow": row.id, "name_": row.name, "app": self._app.name, "shard": self.shard.name},
+            extra={"workflow": row.id, "workflow_name": row.name, "app": self._app.name, "shard": self.shard.name},
         )
         self._commit.refuse(row.wf, row.attempt, UNKNOWN_DELAY, f"no worker had code for workflow {row.name!r}")
 

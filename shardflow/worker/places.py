@@ -10,7 +10,8 @@ from ..core.capacity import divide
 class Place:
     """One shard's part of the worker's places.
 
-    `running` is kept by the shard's commit loop; `hungry` says that its queue has more than it could take.
+    `running` is kept by the shard's commit loop; `claiming` are the places promised to a claim that is under way;
+    `hungry` says that the shard's queue has more than it could take; `refused`, that it was given no place.
     """
 
     def __init__(self, places: Places, wake: Callable[[], None]) -> None:
@@ -18,9 +19,15 @@ class Place:
         self.total = places.total
         self._wake = wake
         self.running = 0
+        self.claiming = 0
         self.hungry = False
         self.refused = False
         self.served = 0
+
+    @property
+    def taken(self) -> int:
+        """Places that nobody else can have now."""
+        return self.running + self.claiming
 
     def allowance(self, ending: int) -> int:
         """How many workflows this shard may claim now, when `ending` of its own end in the same transaction."""
@@ -38,9 +45,14 @@ class Place:
         """Gives the part up for good."""
         self._places.remove(self)
 
+    def away(self) -> None:
+        """The shard does not answer now: it wants no place beyond those of what still runs."""
+        self.claiming = 0
+        self.hungry = self.refused = False
+        self.freed()
+
     def wake(self) -> None:
-        self.refused = False
-        self._wake()
+        self._wake()  # it stays refused until it has asked again, so that nobody takes the place before
 
 
 class Places:
@@ -70,9 +82,9 @@ class Places:
         if len(self._parts) == 1:
             return max(0, self.total - asking.running + ending)
         order = sorted(self._parts, key=lambda part: part.served)
-        wants = [self.total if part is asking or part.hungry else part.running for part in order]
+        wants = [self.total if part is asking or part.hungry or part.refused else part.taken for part in order]
         share = divide(self.total, wants)[order.index(asking)]
-        free = self.total - sum(part.running for part in self._parts) + ending
+        free = self.total - sum(part.taken for part in self._parts) + ending
         allowed = max(0, min(share - asking.running + ending, free))
         asking.refused = allowed == 0
         return allowed

@@ -283,16 +283,15 @@ class Crowd:
 async def test_as_many_run_at_once_as_the_worker_has_places_and_never_more(
     make_cluster: MakeCluster, concurrency: int, kind: str
 ) -> None:
-    config, app, crowd = make_cluster(shards=2), App(), Crowd()
+    config, app, crowd, gate = make_cluster(shards=2), App(), Crowd(), Gate()
 
     if kind == "async":
 
         @app.workflow(name="work")
         async def work() -> None:
             crowd.enter()
-            while not crowd.go.is_set():
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.001)
+            await gate.wait()
+            await asyncio.sleep(0)
             crowd.leave()
 
     else:
@@ -307,11 +306,36 @@ async def test_as_many_run_at_once_as_the_worker_has_places_and_never_more(
         handles = await client.submit_many(app.workflows["work"].call() for _ in range(20 * concurrency))
         async with running(config, app, concurrency=concurrency) as worker:
             await until(lambda: crowd.now == concurrency, what="every place is taken")
+            await until(
+                lambda: total(config, "SELECT coalesce(sum(cardinality(wfs)), 0)::int FROM claim") == concurrency
+            )
             crowd.go.set()
+            gate.open()
             await asyncio.gather(*(h.result(20) for h in handles))
             await until(lambda: worker.running == 0)
     assert crowd.entered == 20 * concurrency
     assert crowd.most == concurrency
+
+
+async def test_a_worker_without_a_free_place_rests(make_cluster: MakeCluster) -> None:
+    """All places taken and more in the queue: nothing to do until one ends."""
+    config, app, gate = make_cluster(shards=2), App(), Gate()
+
+    @app.workflow
+    async def work() -> None:
+        await gate.wait()
+
+    async with AsyncClient(config) as client, running(config, app, concurrency=4):
+        await client.submit_many(work.call() for _ in range(40))
+        await until(lambda: gate.arrived == 4)
+        turns = 0
+        count = asyncio.get_running_loop().time() + 1.0
+        began = time.process_time()
+        while asyncio.get_running_loop().time() < count:
+            await asyncio.sleep(0.05)
+            turns += 1
+        assert time.process_time() - began < 0.3, "the worker spins"
+        gate.open()
 
 
 async def test_with_one_place_and_two_shards_both_make_progress(make_cluster: MakeCluster) -> None:

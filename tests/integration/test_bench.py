@@ -1,0 +1,124 @@
+"""The bench on real servers: its figures, and that its audit finds what is lost, there twice, or wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from shardflow import AsyncClient, ClusterConfig, Worker
+from shardflow.bench.audit import Found, audit
+from shardflow.bench.workload import Load, app
+from shardflow.cli.bench import bench
+from shardflow.embedded import Servers
+from shardflow.storage.shard import Conn, Shard
+
+LOAD = Load(60, 2, 100, 40)
+
+
+@pytest.fixture
+async def drained(make_cluster) -> ClusterConfig:
+    """A cluster of two shards in which the load has been run."""
+    config = make_cluster(shards=2)
+    worker = Worker(config, app)
+    await worker.start()
+    async with AsyncClient(config) as client:
+        handles = await client.submit_many(LOAD.calls(range(LOAD.workflows)))
+        await asyncio.gather(*(handle.result(30) for handle in handles))
+    await worker.stop()
+    return config
+
+
+async def _spoil(config: ClusterConfig, statement: str) -> Found:
+    """Runs the statement on the first shard, and audits."""
+    shard = Shard(config.shards[0])
+    conn: Conn
+    async with await shard.connect("spoiler") as conn:
+        await conn.execute(f'SET search_path TO "{shard.config.schema}"'.encode())
+        cursor = await conn.execute(statement.encode())
+        assert cursor.rowcount == 1
+    return await audit(config, LOAD)
+
+
+async def test_a_good_run_is_found_whole(drained: ClusterConfig) -> None:
+    assert await audit(drained, LOAD) == Found(workflows=60, steps=120)
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("DELETE FROM step WHERE (wf, seq) = (SELECT wf, seq FROM step LIMIT 1)", "lost"),
+        ("DELETE FROM outcome WHERE wf = (SELECT wf FROM outcome LIMIT 1)", "lost"),
+        ("UPDATE workflow SET id = 'bench-0000009999' WHERE wf = (SELECT max(wf) FROM workflow)", "lost"),
+        ("UPDATE workflow SET id = 'bench-0000009999' WHERE wf = (SELECT max(wf) FROM workflow)", "duplicated"),
+        ("INSERT INTO step (wf, seq, name, output) SELECT wf, 2, 'x', '1' FROM workflow LIMIT 1", "duplicated"),
+        ("UPDATE step SET output = '1' WHERE (wf, seq) = (SELECT wf, seq FROM step LIMIT 1)", "wrong"),
+        ("UPDATE outcome SET output = '1' WHERE wf = (SELECT wf FROM outcome LIMIT 1)", "wrong"),
+        ("UPDATE outcome SET status = 'failed' WHERE wf = (SELECT wf FROM outcome LIMIT 1)", "wrong"),
+        ("INSERT INTO wait (wf, reason) VALUES (1, 'x')", "left"),
+    ],
+)
+async def test_a_fault_in_the_database_is_found(drained: ClusterConfig, statement: str, fault: str) -> None:
+    found = await _spoil(drained, statement)
+    assert asdict(found)[fault] >= 1
+
+
+def _configured(path: Path, servers: Servers) -> Path:
+    shards = [{"name": f"s{i}", "dsn": server.dsn} for i, server in enumerate(list(servers)[:2])]
+    path.write_text(yaml.safe_dump({"name": "mine", "shards": shards}))
+    return path
+
+
+async def _schemas(servers: Servers) -> set[str]:
+    from shardflow.model import ShardConfig
+
+    found: set[str] = set()
+    for server in servers:
+        async with await Shard(ShardConfig("s", server.dsn)).connect("test") as conn:
+            rows = await (await conn.execute(b"SELECT nspname FROM pg_namespace")).fetchall()
+            found |= {row[0] for row in rows}
+    return found
+
+
+def test_throughput_on_configured_servers_leaves_nothing_behind(servers: Servers, tmp_path: Path) -> None:
+    config = _configured(tmp_path / "cluster.yaml", servers)
+    before = asyncio.run(_schemas(servers))
+    arguments = ["throughput", "--config", str(config), "--workflows", "600", "--workers", "2", "--json"]
+    answer = CliRunner().invoke(bench, arguments)
+    assert answer.exit_code == 0, answer.output
+    figures = json.loads(answer.stdout)
+    assert [figures[key] for key in ("lost", "duplicated", "wrong", "left")] == [0, 0, 0, 0]
+    assert figures["verified"] is True
+    assert (figures["options"]["shards"], figures["options"]["workers"]) == (2, 2)
+    run = figures["runs"][0]
+    assert (run["workflows_found"], run["steps_found"], run["overlapped_steps_found"]) == (600, 600, 600)
+    assert figures["workflows_per_s"] > 0
+    assert figures["overlapped_workflows_per_s"] > 0
+    assert figures["ratio_to_floor"] > 0
+    assert figures["postgres_cpu_us_per_workflow"] is None
+    assert figures["wal_bytes_per_workflow"] > 100
+    assert asyncio.run(_schemas(servers)) == before
+
+
+def test_latency_on_an_embedded_server() -> None:
+    answer = CliRunner().invoke(bench, ["latency", "--rate", "50", "--seconds", "1", "--idle", "1", "--json"])
+    assert answer.exit_code == 0, answer.output
+    figures = json.loads(answer.stdout)
+    assert figures["errors"] == 0
+    assert figures["count"] == 50
+    assert 0 < figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+    assert figures["idle_queries_per_s"] >= 0
+
+
+def test_a_table_is_for_people(servers: Servers, tmp_path: Path) -> None:
+    config = _configured(tmp_path / "cluster.yaml", servers)
+    arguments = ["throughput", "--config", str(config), "--shards", "1", "--workflows", "50", "--steps", "0"]
+    answer = CliRunner().invoke(bench, [*arguments, "--no-floor", "--no-overlapped"])
+    assert answer.exit_code == 0, answer.output
+    assert "workflows/s, drained" in answer.stdout
+    assert "floor" not in answer.stdout
