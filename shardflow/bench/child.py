@@ -138,8 +138,10 @@ class _Served:
             _say(self._answers, await self._report(worker))
         if looking is not None:
             looking.cancel()
+        if served.done():
+            await served  # it failed: tell why
         await worker.stop(grace=_LAST / 2)
-        await served
+        await asyncio.gather(served, return_exceptions=True)
 
     async def _look(self, worker: Worker) -> None:
         while True:

@@ -19,9 +19,10 @@ from . import arrays
 LEASE_LOST = "SF001"
 MAP_CHANGED = "SF002"
 
-#: SQLSTATE classes after which the same transaction may succeed on a later try: connection, rollback of a
-#: transaction (deadlock), resources, locks, intervention by an operator, system error.
-_UNAVAILABLE = ("08", "40", "53", "55", "57", "58")
+#: SQLSTATE classes after which the same transaction may succeed on a later try: connection, state of the transaction
+#: (a standby only reads until it is promoted), rollback (deadlock), resources, locks, intervention by an operator,
+#: system error.
+_UNAVAILABLE = ("08", "25", "40", "53", "55", "57", "58")
 _NOT_ALLOWED = ("28", "42")
 _UNDEFINED = ("3F000", "42P01", "42883")
 

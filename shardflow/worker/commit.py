@@ -124,6 +124,10 @@ class CommitLoop:
         self.claims.answered()
         self.doubt = None
 
+    def suspending(self) -> set[int]:
+        """Claimed workflows without a run, which a coming turn suspends."""
+        return self._pending.suspending()
+
     def put_back(self, gathered: Gathered) -> None:
         """Writes of a turn that did not commit, to be sent again first."""
         self._pending.put_back(gathered)

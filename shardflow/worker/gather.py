@@ -111,6 +111,10 @@ class Pending:
         """Returns what `take` gave, to be the next again."""
         self._queue.appendleft(gathered)
 
+    def suspending(self) -> set[int]:
+        """The workflows that are to be suspended."""
+        return {row[0] for gathered in self._queue for row in gathered.waits}
+
     def clear(self) -> None:
         """Forgets everything; whoever waits for a checkpoint of it is told that there will be none."""
         for gathered in self._queue:

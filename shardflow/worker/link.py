@@ -178,7 +178,8 @@ class Link:
         for h in held:
             rows[h.batch][h.wf] = h.attempt
         commit.receipts.replace(rows, batches)
-        unseen = [h for h in held if h.wf not in commit.runs]
+        suspending = commit.suspending()
+        unseen = [h for h in held if h.wf not in commit.runs and h.wf not in suspending]
         log.info(
             "lease resumed",
             extra={
