@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from ..model import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig
 from ..resources import folder
-from ..worker.worker import Worker
+from ..worker.worker import Worker, tune_process
 from . import workload
 from .meters import memory_kb
 from .processes import loop_factory
@@ -118,6 +118,7 @@ class _Served:
 
         _on_lines(heard)
         worker = Worker(config, workload.app, concurrency=concurrency)
+        tune_process()
         _say(self._answers, {"ready": True})
         if await self._commands.get() != "go":
             return

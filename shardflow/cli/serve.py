@@ -21,7 +21,7 @@ from typing import NoReturn
 from ..app import App
 from ..errors import InvalidInput, ShardflowError, UsageError
 from ..model import ClusterConfig
-from ..worker.worker import Worker
+from ..worker.worker import Worker, tune_process
 from .output import ERROR, OK, USAGE, exit_code, say
 
 log = logging.getLogger("shardflow.cli")
@@ -76,6 +76,7 @@ def serve(config: ClusterConfig, load: Callable[[], App], options: Options) -> N
 
 
 async def _work(worker: Worker, stop: _Stop, grace: float) -> int:
+    tune_process()
     wanted = asyncio.create_task(stop.wanted())
     starting = asyncio.create_task(worker.start())
     await asyncio.wait([wanted, starting], return_when=asyncio.FIRST_COMPLETED)

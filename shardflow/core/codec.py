@@ -105,6 +105,7 @@ class CallCodec:
         "_annotations",
         "_by_name",
         "_by_position",
+        "_exact",
         "_func",
         "_keywords",
         "_localns",
@@ -142,6 +143,7 @@ class CallCodec:
             self._positional = len(in_order)
         self._resolved = False
         self._plain = False
+        self._exact: tuple[Any, ...] | None = None
         self._by_position: list[Decoder | None] = []
         self._rest: Decoder | None = None
         self._by_name: dict[str, Decoder | None] = {}
@@ -193,7 +195,7 @@ class CallCodec:
         if not self._resolved:
             self._resolve()
         args, kwargs = call
-        if self._plain:
+        if self._plain or (not kwargs and tuple(map(type, args)) == self._exact):
             return tuple(args), kwargs
         known = len(self._by_position)
         return (
@@ -264,6 +266,9 @@ class CallCodec:
                 self._by_name[parameter.name] = decoder
         self._by_position = [decoders[name] for name in self._names]
         self._plain = not any(decoders.values())
+        # All positional, each annotated with a type that JSON gives back as it is: nothing to convert.
+        annotations = tuple(hints.get(name, Any) for name in self._names)
+        self._exact = annotations if all(each in _SAME for each in annotations) else None
         returns = _unwrapped(hints.get("return", Any))
         self._returns = decoder_of(returns)
         if self._returns is None:

@@ -284,7 +284,7 @@ async def test_waiting_for_a_result_survives_lost_connections(shard_config: Clus
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         handle = await client.submit(work)
         waiting = asyncio.ensure_future(handle.result(20))
-        for _ in range(5):
+        for _ in range(2):
             await until(lambda: terminate(shard_config, "client"))
         gate.open()
         assert await waiting == "done"
