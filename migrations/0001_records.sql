@@ -58,13 +58,16 @@ CREATE TABLE {schema}.ready (
 
 -- name: lease
 -- A worker's timed right. `epoch` goes up when the holder reconnects, which shuts out what its old connection
--- may still have under way.
+-- may still have under way. `session` says that its session's lock tells whether it lives, `writer` is the backend
+-- of its commit loop; both are empty behind a pooler.
 CREATE TABLE {schema}.lease (
     lease bigint PRIMARY KEY DEFAULT nextval('{schema}.key'),
     worker text NOT NULL,
     epoch integer NOT NULL DEFAULT 1,
     opened_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz NOT NULL
+    expires_at timestamptz NOT NULL,
+    session boolean NOT NULL,
+    writer integer
 );
 
 -- name: claim
@@ -79,12 +82,13 @@ CREATE TABLE {schema}.claim (
 );
 
 -- name: step
--- A checkpoint, insert only: its primary key is "written once".
+-- A checkpoint, insert only: its primary key is "written once". `seq` counts the calls in its low 32 bits and the tasks
+-- that the workflow's code makes in the high ones.
 CREATE TABLE {schema}.step (
     wf bigint NOT NULL,
-    seq integer NOT NULL,
-    attempts smallint NOT NULL DEFAULT 1,
+    seq bigint NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT now(),
+    attempts smallint NOT NULL DEFAULT 1,
     name text NOT NULL,
     output bytea,
     error text,

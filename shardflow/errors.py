@@ -54,6 +54,10 @@ class ShardUnavailable(ShardflowError):
         self.shard = shard
 
 
+class ShardBusy(ShardUnavailable):
+    """A shard answers, but could not do this now: no free connection, a deadlock, a lock that is held."""
+
+
 class SubmitUncertain(ShardUnavailable):
     """The connection was lost while a submit was under way: it may have been accepted or not.
 

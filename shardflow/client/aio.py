@@ -149,11 +149,11 @@ class AsyncClient:
             return []
         slot_map = await self._router.load()
 
-        def accept(id: str) -> bool:
-            return self._router.healthy(slot_map.shard_of(id))
-
         def draw() -> str:
-            return draw_id(time.time_ns() // 1_000_000, _random.getrandbits, accept)
+            choice = self._router.choice(slot_map)
+            return draw_id(
+                time.time_ns() // 1_000_000, _random.getrandbits, lambda id: slot_map.shard_of(id) in choice
+            )
 
         items = []
         for call in calls:

@@ -44,7 +44,11 @@ class AsyncHandle(Generic[T]):
         if timeout is not None and timeout < 0:
             raise InvalidInput(f"timeout must be 0 or more seconds, or None, not {timeout!r}")
         try:
-            outcome = await asyncio.wait_for(self._client.waiter(self.shard).outcome(self._wf), timeout)
+            if timeout == 0:
+                outcome = await self._client.waiter(self.shard).now(self._wf)
+            else:
+                async with asyncio.timeout(timeout):
+                    outcome = await self._client.waiter(self.shard).outcome(self._wf)
         except TimeoutError:
             raise ResultTimeout(f"workflow {self.id!r} has not ended within {timeout} s; it goes on") from None
         if outcome.status is not Status.SUCCEEDED:

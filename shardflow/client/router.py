@@ -76,8 +76,13 @@ class Router:
         self._down.pop(shard, None)
 
     def healthy(self, shard: str) -> bool:
-        """Whether to draw ids for the shard: it answered last time, or has rested long enough to be tried."""
+        """Whether the shard answered last time, or has rested long enough to be tried."""
         return shard not in self._down or time.monotonic() >= self._down[shard][0]
+
+    def choice(self, slot_map: SlotMap) -> frozenset[str]:
+        """The shards to draw ids for: those that have slots and are healthy; all that have slots where none is."""
+        owners = frozenset(slot_map.owners)
+        return frozenset(shard for shard in owners if self.healthy(shard)) or owners
 
     async def close(self) -> None:
         await asyncio.gather(*(pool.close() for pool in self.pools.values()))

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from ..core.retry import Retry
 from ..core.routing import slot_of
-from ..errors import MapChanged, ShardflowError, ShardUnavailable, SubmitUncertain, WorkflowConflict
+from ..core.slotmap import SlotMap
+from ..errors import MapChanged, ShardBusy, ShardflowError, ShardUnavailable, SubmitUncertain, WorkflowConflict
 from ..model import ClusterConfig
 from ..storage import submissions
 from ..storage.submissions import NewWorkflow
@@ -81,53 +82,52 @@ class Sender:
         """One shard's part, tried again until the deadline."""
         tries = 0
         while True:
-            slot_map = await self._router.load()
             try:
-                await self._try(shard, items)
-                self._router.answered(shard)
-                return
-            except MapChanged:
-                # Nothing was written: the new map may send the items elsewhere.
-                await self._router.load(stale=slot_map)
-                if time.monotonic() >= deadline:
-                    raise
-                await self._route(items, deadline)
-                return
-            except ShardUnavailable as error:
-                self._router.failed(shard)
-                if all(item.draw is not None and not item.sent for item in items):
-                    self._redraw(items)
+                slot_map = await self._router.load()
+                try:
+                    await self._try(slot_map, shard, items)
+                    self._router.answered(shard)
+                    return
+                except MapChanged:
+                    # Nothing was written: the new map may send the items elsewhere.
+                    await self._router.load(stale=slot_map)
+                    if time.monotonic() >= deadline:
+                        raise
                     await self._route(items, deadline)
                     return
+            except (ShardUnavailable, MapChanged) as error:
+                if isinstance(error, ShardUnavailable) and not isinstance(error, ShardBusy):
+                    self._router.failed(shard)
+                    if _free(items) and self._router.choice(slot_map) - {shard}:
+                        self._redraw(items)
+                        await self._route(items, deadline)
+                        return
                 tries += 1
                 pause = _BACKOFF.delay(min(tries, 8), random.random())
                 if time.monotonic() + pause >= deadline:
                     raise self._gave_up(shard, items, error) from error
                 await asyncio.sleep(pause)
 
-    async def _try(self, shard: str, items: Sequence[Item]) -> None:
+    async def _try(self, slot_map: SlotMap, shard: str, items: Sequence[Item]) -> None:
         pool = self._router.pool(shard)
-        generation = await self._router.generation(await self._router.load(), shard)
-        ours = all(item.draw is not None and not item.sent for item in items)
-        async with pool.connection(min(REDRAW_AFTER, self._timeout) if ours else None) as conn:
+        generation = await self._router.generation(slot_map, shard)
+        async with pool.connection(min(REDRAW_AFTER, self._timeout) if _free(items) else None) as conn:
             new = [NewWorkflow(i.id, i.name, i.queue, i.slot, i.input) for i in items]
+            made: dict[str, int] | None = None
             try:
                 made = await submissions.submit(pool.shard, conn, generation, new)
-            except ShardUnavailable:
-                for item in items:
-                    item.sent = True
+                there = [item.id for item in items if item.id not in made]
+                known = await submissions.existing(pool.shard, conn, there) if there else {}
+            except ShardUnavailable as error:
+                # A busy server has rolled back; of a lost connection nobody knows.
+                if made is not None or not isinstance(error, ShardBusy):
+                    for item in items:
+                        item.sent = True
                 raise
-            there = [item for item in items if item.id not in made]
-            known = await submissions.existing(pool.shard, conn, [i.id for i in there]) if there else {}
         conflicts = []
-        first: dict[str, Item] = {}
         for item in items:
-            if item.id in made:
-                item.wf = made[item.id]
-                one = first.setdefault(item.id, item)
-                if (one.name, one.input) != (item.name, item.input):
-                    conflicts.append((item, one.name))
-        for item in there:
+            if item.id in made:  # the first of this id is the one that was written
+                known.setdefault(item.id, (made[item.id], item.name, item.input))
             item.wf, name, input = known[item.id]
             if (name, input) != (item.name, item.input):
                 conflicts.append((item, name))
@@ -148,7 +148,7 @@ class Sender:
             item.slot = slot_of(item.id, self._slots)
 
     @staticmethod
-    def _gave_up(shard: str, items: Sequence[Item], error: ShardUnavailable) -> ShardflowError:
+    def _gave_up(shard: str, items: Sequence[Item], error: ShardflowError) -> ShardflowError:
         doubtful = tuple(item.id for item in items if item.sent)
         if not doubtful:
             return ShardUnavailable(f"{error}; {len(items)} workflow(s) were not submitted to it", shard=shard)
@@ -158,3 +158,8 @@ class Sender:
             shard=shard,
             ids=doubtful,
         )
+
+
+def _free(items: Sequence[Item]) -> bool:
+    """Whether other ids may be drawn: they are ours to choose, and none of them may have been accepted."""
+    return all(item.draw is not None and not item.sent for item in items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
@@ -42,12 +43,23 @@ class _Background:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise UsageError("the client was closed meanwhile") from None
         except BaseException:
             future.cancel()
             raise
 
+    async def _cancel_others(self) -> None:
+        """Ends the calls of other threads, which would otherwise wait for ever."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     def close(self) -> None:
+        """Ends the loop and what is under way in it."""
         if not self.closed:
+            self.run(self._cancel_others())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

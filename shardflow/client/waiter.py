@@ -66,6 +66,14 @@ class Waiter:
             if not awaited.waiters and self._awaited.get(wf) is awaited:
                 del self._awaited[wf]
 
+    async def now(self, wf: int) -> Outcome:
+        """The end of the workflow with that key if it has ended; raises TimeoutError if not."""
+        async with self._pool.connection() as conn:
+            found = await outcomes(self._pool.shard, conn, [wf])
+        if not found:
+            raise TimeoutError
+        return found[0]
+
     async def close(self) -> None:
         """Stops asking; whoever waits is cancelled."""
         if self._task is not None:
@@ -83,7 +91,8 @@ class Waiter:
             next_due = max(rested, min(a.due for a in self._awaited.values()))
             if (pause := next_due - loop.time()) > 0:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), max(pause, LEAST))
+                    async with asyncio.timeout(max(pause, LEAST)):
+                        await self._changed.wait()
                 except TimeoutError:
                     pass
                 continue
@@ -95,10 +104,11 @@ class Waiter:
                 async with self._pool.connection() as conn:
                     found = await outcomes(self._pool.shard, conn, due)
                 failures = 0
-            except ShardflowError as error:
+            except Exception as error:
                 failures += 1
                 pause = min(2.0, 0.05 * 2**failures) * (0.5 + random.random())
-                log.warning(
+                log.log(
+                    logging.WARNING if isinstance(error, ShardflowError) else logging.ERROR,
                     "results cannot be asked for now; trying again",
                     extra={"shard": self._pool.shard.name, "error": str(error), "seconds": round(pause, 2)},
                 )

@@ -15,9 +15,11 @@ def divide(places: int, wants: Sequence[int]) -> list[int]:
     given = [0] * len(wants)
     hungry = [i for i, want in enumerate(wants) if want > 0]
     while places > 0 and hungry:
-        each, extra = divmod(places, len(hungry))
-        for position, i in enumerate(hungry):
-            more = min(wants[i] - given[i], each + (position < extra))
+        each = places // len(hungry)
+        if each == 0:
+            hungry, each = hungry[:places], 1
+        for i in hungry:
+            more = min(wants[i] - given[i], each)
             given[i] += more
             places -= more
         hungry = [i for i in hungry if given[i] < wants[i]]

@@ -27,6 +27,9 @@ _SUPPORTED = (
     "use JSON values, dataclasses, TypedDict, NamedTuple, Enum, datetime, Decimal, UUID, bytes, sets or "
     "pydantic models"
 )
+#: Bytes of an encoded call or result at the most. Far larger ones would end the server's connection, not only fail.
+MAX_PAYLOAD = 8 << 20
+
 _EXACT = frozenset({NoneType, bool, int, str})
 _SAME: frozenset[Any] = _EXACT | {float}  # of a float that could be encoded, and so is finite
 _FAILURES = (TypeError, ValueError, RecursionError, AttributeError)
@@ -91,6 +94,15 @@ def same_after_roundtrip(value: Any) -> bool:
     """
     kind = type(value)
     return kind in _EXACT or (kind is float and math.isfinite(value))
+
+
+def checked_size(data: bytes, what: str) -> bytes:
+    """`data` itself. Raises `SerializationError` where it is larger than a payload may be."""
+    if len(data) > MAX_PAYLOAD:
+        raise SerializationError(
+            f"{what}: {len(data):,} bytes; a payload may have {MAX_PAYLOAD:,}: store it elsewhere, pass a reference"
+        )
+    return data
 
 
 class CallCodec:
@@ -177,9 +189,10 @@ class CallCodec:
         elif len(kwargs) > 1:
             kwargs = dict(sorted(kwargs.items()))
         try:
-            return _write((args, kwargs)).encode()
+            encoded = _write((args, kwargs)).encode()
         except _FAILURES:
-            return self._encode_call_slowly(args, kwargs)
+            encoded = self._encode_call_slowly(args, kwargs)
+        return checked_size(encoded, f"arguments of {self.name}")
 
     def decode_call(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional arguments, and those by name, typed by the parameters' annotations.
@@ -211,7 +224,11 @@ class CallCodec:
 
     def encode_result(self, value: Any) -> bytes:
         """The result as JSON; raises `SerializationError`."""
-        return b"null" if value is None else encode(value, what=f"result of {self.name}")
+        return (
+            b"null"
+            if value is None
+            else checked_size(encode(value, what=f"result of {self.name}"), f"result of {self.name}")
+        )
 
     def decode_result(self, data: bytes) -> Any:
         """The result, typed by the return annotation; raises `SerializationError`."""

@@ -1,7 +1,3 @@
--- name: schema_exists
--- Whether the shard's schema is there. Parameters: schema.
-SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)
-
 -- name: table_exists
 -- Whether a relation is there. Parameters: schema, relation.
 SELECT EXISTS (

@@ -1,11 +1,14 @@
 -- name: open
--- A new lease; its id was never used before. Parameters: worker, seconds to live.
-INSERT INTO {schema}.lease (worker, expires_at) VALUES (%s, clock_timestamp() + make_interval(secs => %s))
+-- A new lease; its id was never used before. Parameters: worker, whether its session tells that it lives, backend of
+-- its commit loop, seconds to live.
+INSERT INTO {schema}.lease (worker, session, writer, expires_at)
+VALUES (%s, %s, %s, clock_timestamp() + make_interval(secs => %s))
 RETURNING lease, epoch
 
 -- name: live
--- Holds the lock that tells peers that this session lives; it goes with the session. Parameters: lease.
-SELECT pg_advisory_lock(hashtextextended({schema_text} || ':lease:' || %s::bigint, 0))
+-- Holds the lock that tells peers that this session lives; it goes with the session. Shared, so that a new session of
+-- the same worker need not wait for the server to notice that the old one is gone. Parameters: lease.
+SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':lease:' || %s::bigint, 0))
 
 -- name: renew
 -- Pushes the lease's end; answers nothing if it is gone or was resumed elsewhere. Parameters: seconds, lease, epoch.
@@ -17,26 +20,38 @@ WHERE lease = %s AND epoch = %s RETURNING true
 SELECT epoch FROM {schema}.lease WHERE lease = %s FOR UPDATE
 
 -- name: resume
--- Second half: a new epoch shuts out whatever the old connection may yet send. Parameters: seconds, lease.
-UPDATE {schema}.lease SET epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => %s)
+-- Second half: a new epoch shuts out whatever the old connection may yet send. Parameters: backend of the commit loop,
+-- seconds, lease.
+UPDATE {schema}.lease SET epoch = epoch + 1, writer = %s, expires_at = clock_timestamp() + make_interval(secs => %s)
 WHERE lease = %s RETURNING epoch
 
 -- name: peers
--- Leases that may be dead: past their time, or with a closed session. Parameters: own lease, whether to look at
--- sessions.
+-- Leases that may be dead: past their time, or with a closed session. Parameters: own lease.
 SELECT lease, worker, expires_at < clock_timestamp() AS expired,
-       %s AND pg_try_advisory_xact_lock_shared(hashtextextended({schema_text} || ':lease:' || lease, 0)) AS gone
+       session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0)) AS gone
 FROM {schema}.lease WHERE lease <> %s
 
 -- name: expire_due
--- Ends a lease that is past its time and puts its claims back, counted as a failure; NULL or nothing if not so.
--- Parameters: lease.
-SELECT {schema}.end_lease(lease, 1) FROM {schema}.lease WHERE lease = %s AND expires_at < clock_timestamp()
+-- Ends a lease that is past its time and puts its claims back, counted as a failure; nothing if it is not, or if a
+-- transaction under it is under way: nobody waits for that. Parameters: lease.
+SELECT {schema}.end_lease(dead.lease, 1) FROM (
+    SELECT lease FROM {schema}.lease WHERE lease = %s AND expires_at < clock_timestamp() FOR UPDATE SKIP LOCKED
+) dead
 
 -- name: expire_gone
 -- Ends a lease whose session is seen closed, likewise. Parameters: lease.
-SELECT {schema}.end_lease(lease, 1) FROM {schema}.lease
-WHERE lease = %s AND pg_try_advisory_xact_lock_shared(hashtextextended({schema_text} || ':lease:' || lease, 0))
+SELECT {schema}.end_lease(dead.lease, 1) FROM (
+    SELECT lease FROM {schema}.lease
+    WHERE lease = %s AND session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0))
+    FOR UPDATE SKIP LOCKED
+) dead
+
+-- name: cut_off
+-- Ends the backend whose transaction keeps a lease from being expired although its time is over: half of a batch that
+-- a frozen worker has sent can wait there for the rest for ever. Parameters: lease, seconds beyond its time.
+SELECT pg_terminate_backend(a.pid) FROM {schema}.lease l
+JOIN pg_stat_activity a ON a.pid = l.writer AND a.application_name LIKE 'shardflow commit%%'
+WHERE l.lease = %s AND l.expires_at < clock_timestamp() - make_interval(secs => %s)
 
 -- name: release
 -- Ends the caller's own lease in good order; what it still holds goes back uncounted. Parameters: lease.

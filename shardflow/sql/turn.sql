@@ -33,19 +33,21 @@ INSERT INTO {schema}.claim (lease, batch, wfs, attempts) VALUES (%s, %s, %s, %s)
 -- name: claim
 -- Takes ready workflows, in order, under one receipt; two claimers never take the same row, and none waits.
 -- The low-water mark (priority, seq) of a queue lets the scan begin behind dead index entries.
--- The lateral LIMIT keeps the planner at index lookups whatever the statistics say.
--- Parameters, arrays of one length: queues, limits, mark priorities, mark seqs; then lease, batch.
+-- The queues are read in the order given until there are enough. The lateral LIMIT, of a number that the planner
+-- cannot see, keeps it at index lookups whatever the statistics say.
+-- Parameters, arrays of one length: queues, mark priorities, mark seqs; then the limit twice, lease, batch.
 WITH gone AS (
     DELETE FROM {schema}.ready
     WHERE ctid = ANY(ARRAY(
         SELECT next.place
-        FROM unnest(%s, %s, %s, %s) AS q (queue, most, mark_priority, mark_seq),
+        FROM unnest(%s, %s, %s) AS q (queue, mark_priority, mark_seq),
         LATERAL (
             SELECT r.ctid AS place FROM {schema}.ready r
             WHERE r.queue = q.queue AND (r.priority, r.seq) >= (q.mark_priority, q.mark_seq)
-            ORDER BY r.priority, r.seq LIMIT q.most
+            ORDER BY r.priority, r.seq LIMIT (SELECT %s)
             FOR UPDATE SKIP LOCKED
         ) next
+        LIMIT %s
     ))
     RETURNING wf, attempt, replay, queue, priority, seq
 ), receipt AS (
@@ -79,7 +81,12 @@ SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':bell', 0))
 SELECT pg_advisory_unlock_shared(hashtextextended({schema_text} || ':bell', 0))
 
 -- name: probe
--- Whether there may be anything to do, as cheaply as can be asked. Parameters: queues.
+-- Whether there may be anything to do, as cheaply as can be asked. The orders, which nobody needs, keep the planner from
+-- reading a whole table to find nothing in it. Parameters: queues.
 SELECT EXISTS (
-    SELECT FROM unnest(%s) AS q (queue), LATERAL (SELECT FROM {schema}.ready r WHERE r.queue = q.queue LIMIT 1) found
-) OR EXISTS (SELECT FROM {schema}.wait WHERE wake_at <= now())
+    SELECT FROM unnest(%s) AS q (queue), LATERAL (
+        SELECT FROM {schema}.ready r WHERE r.queue = q.queue ORDER BY r.priority, r.seq LIMIT 1
+    ) found
+) OR EXISTS (
+    SELECT FROM (SELECT FROM {schema}.wait WHERE wake_at <= now() ORDER BY wake_at LIMIT 1) due
+)

@@ -66,14 +66,20 @@ class LeaseRow:
     claimed: int
 
 
-async def open_lease(shard: Shard, conn: Conn, worker: str, ttl: float) -> tuple[int, int]:
-    """Opens a lease for `ttl` seconds; answers (lease, epoch). The session stands for the worker's life."""
+async def open_lease(shard: Shard, conn: Conn, worker: str, ttl: float, writer: int | None = None) -> tuple[int, int]:
+    """Opens a lease for `ttl` seconds; answers (lease, epoch). The session stands for the worker's life.
+
+    `writer` is the server's process id of the connection that will write under the lease, where there is no pooler.
+    """
     sql = shard.statements("lease")
+    session = not shard.config.pooler
     with shard.translate():
         async with conn.transaction():
-            row = await (await conn.execute(sql["open"], (worker, ttl))).fetchone()
+            row = await (
+                await conn.execute(sql["open"], (worker, session, writer if session else None, ttl))
+            ).fetchone()
             assert row is not None
-            if not shard.config.pooler:
+            if session:
                 await conn.execute(sql["live"], (row[0],))
     return row[0], row[1]
 
@@ -95,13 +101,16 @@ async def renew(shard: Shard, conn: Conn, lease: int, epoch: int, ttl: float) ->
 async def resume(shard: Shard, conn: Conn, lease: int, ttl: float) -> int | None:
     """Takes the lease over from the worker's own lost connection; answers its new epoch, None if it is gone.
 
+    `conn` is the connection that will write from now on.
+
     Returns only after no transaction of the old connection is under way, and none can begin.
     """
     sql = shard.statements("lease")
     with shard.translate():
         async with conn.transaction():
             await conn.execute(sql["settle"], (lease,))
-            row = await (await conn.execute(sql["resume"], (ttl, lease))).fetchone()
+            writer = None if shard.config.pooler else conn.info.backend_pid
+            row = await (await conn.execute(sql["resume"], (writer, ttl, lease))).fetchone()
     return None if row is None else row[0]
 
 
@@ -114,9 +123,8 @@ async def release(shard: Shard, conn: Conn, lease: int) -> int | None:
 
 async def peers(shard: Shard, conn: Conn, own: int) -> list[Peer]:
     """The other leases on the shard that are past their time or seem to have lost their session."""
-    sessions = not shard.config.pooler
     with shard.translate():
-        cursor = await conn.execute(shard.statements("lease")["peers"], (sessions, own))
+        cursor = await conn.execute(shard.statements("lease")["peers"], (own,))
         return [p for row in await cursor.fetchall() if (p := Peer(*row)).expired or p.gone]
 
 
@@ -127,6 +135,13 @@ async def expire(shard: Shard, conn: Conn, peer: Peer) -> int | None:
         cursor = await conn.execute(sql["expire_due" if peer.expired else "expire_gone"], (peer.lease,))
         row = await cursor.fetchone()
     return None if row is None else row[0]
+
+
+async def cut_off(shard: Shard, conn: Conn, peer: Peer, late: float) -> bool:
+    """Ends the backend that still holds a lease which is `late` seconds past its time; whether there was one."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["cut_off"], (peer.lease, late))
+        return await cursor.fetchone() is not None
 
 
 async def held(shard: Shard, conn: Conn, lease: int) -> tuple[list[Held], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,15 +10,16 @@ from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from ..errors import ShardBusy, UsageError
 from ..model import PoolConfig
 from . import arrays
 from .shard import Conn, Shard
 
 
 class Pool:
-    """Connections to one shard.
+    """Connections to one shard, opened at the first use.
 
     A connection that the server has closed is noticed before it is used, without a round trip, so that what fails
     on a used one may have been sent, and what fails before was not.
@@ -27,18 +29,41 @@ class Pool:
         self.shard = shard
         self._config = config
         self._pool: AsyncConnectionPool[Conn] | None = None
+        self._opening = asyncio.Lock()
+        self._in_use = 0
+        self._closed = False
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Conn]:
-        """A connection for a moment; waits at most `timeout` seconds for it. Raises ShardUnavailable."""
+        """A connection for a moment; waits at most `timeout` seconds for it.
+
+        Raises ShardUnavailable where none could be made, ShardBusy where all are in use, UsageError after `close`.
+        """
+        pool = await self._opened()
         with self.shard.translate():
-            if self._pool is None:
-                self._pool = await self._open()
-            conn = await self._pool.getconn(self._config.timeout if timeout is None else timeout)
+            try:
+                conn = await pool.getconn(self._config.timeout if timeout is None else timeout)
+            except PoolTimeout as error:
+                if self._in_use:
+                    raise ShardBusy(
+                        f"shard {self.shard.name!r}: all {self._in_use} connections are in use (pool.max_size)",
+                        shard=self.shard.name,
+                    ) from error
+                raise
+        self._in_use += 1
         try:
             yield conn
         finally:
-            await self._pool.putconn(conn)
+            self._in_use -= 1
+            await pool.putconn(conn)
+
+    async def _opened(self) -> AsyncConnectionPool[Conn]:
+        async with self._opening:
+            if self._closed:
+                raise UsageError("the client is closed")
+            if self._pool is None:
+                self._pool = await self._open()
+            return self._pool
 
     async def _open(self) -> AsyncConnectionPool[Conn]:
         pool: AsyncConnectionPool[Conn] = AsyncConnectionPool(
@@ -57,10 +82,11 @@ class Pool:
         return pool
 
     async def close(self) -> None:
-        """Closes all connections."""
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            await pool.close()
+        """Closes all connections; those in use when they are given back."""
+        async with self._opening:
+            self._closed = True
+            if self._pool is not None:
+                await self._pool.close()
 
 
 async def _configure(conn: Conn) -> None:
@@ -69,8 +95,9 @@ async def _configure(conn: Conn) -> None:
 
 async def _check(conn: AsyncConnection[Any]) -> None:
     """Raises where the server has closed the connection. An idle one has nothing to say but goodbye."""
-    readable, _, _ = select.select([conn.fileno()], [], [], 0)
-    if readable:
+    said = select.poll()  # select() cannot watch a descriptor above 1023
+    said.register(conn.fileno(), select.POLLIN)
+    if said.poll(0):
         await AsyncConnectionPool.check_connection(conn)
     if conn.closed:
         raise psycopg.OperationalError("the connection is closed")

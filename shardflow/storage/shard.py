@@ -9,10 +9,9 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import PoolTimeout
 
 from .. import sql as statements
-from ..errors import ConfigError, LeaseLost, MapChanged, ShardflowError, ShardUnavailable
+from ..errors import ConfigError, LeaseLost, MapChanged, ShardBusy, ShardflowError, ShardUnavailable
 from ..model import ShardConfig
 from . import arrays
 
@@ -20,9 +19,10 @@ LEASE_LOST = "SF001"
 MAP_CHANGED = "SF002"
 
 #: SQLSTATE classes after which the same transaction may succeed on a later try: connection, state of the transaction
-#: (a standby only reads until it is promoted), rollback (deadlock), resources, locks, intervention by an operator,
-#: system error.
-_UNAVAILABLE = ("08", "25", "40", "53", "55", "57", "58")
+#: (a standby only reads until it is promoted), intervention by an operator, system error; and of a server that
+#: is well but busy: rollback (deadlock), resources, locks.
+_UNAVAILABLE = ("08", "25", "57", "58")
+_BUSY = ("40", "53", "55")
 _NOT_ALLOWED = ("28", "42")
 _UNDEFINED = ("3F000", "42P01", "42883")
 
@@ -83,6 +83,11 @@ class Shard:
             wanted["options"] = (
                 f"{given.get('options') or ''} -c idle_in_transaction_session_timeout=10s -c lock_timeout=10s"
                 " -c client_min_messages=warning -c TimeZone=UTC -c jit=off"
+                # The guards look again after they have waited for a lock, which needs this isolation level.
+                r" -c default_transaction_isolation=read\ committed"
+                # libpq's keepalives are those of our side; these make the server notice that we are gone.
+                " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+                " -c tcp_user_timeout=20s"
             ).strip()
             given.pop("options", None)
         arguments = {key: value for key, value in wanted.items() if key not in given}
@@ -106,7 +111,7 @@ class Shard:
             yield
         except psycopg.Error as error:
             raise self.explain(error) from error
-        except (OSError, PoolTimeout) as error:
+        except OSError as error:
             raise ShardUnavailable(f"shard {self.name!r} does not answer: {error}", shard=self.name) from error
 
     def explain(self, error: psycopg.Error) -> Exception:
@@ -121,6 +126,8 @@ class Shard:
             return ShardflowError(
                 f"shard {self.name!r}: {text}; has the cluster been initialised? Run `shardflow cluster init`"
             )
+        if state[:2] in _BUSY:
+            return ShardBusy(f"shard {self.name!r} could not do it now: {text}", shard=self.name)
         if state[:2] in _UNAVAILABLE or (not state and isinstance(error, psycopg.OperationalError)):
             return ShardUnavailable(f"shard {self.name!r} does not answer: {text}", shard=self.name)
         if state[:2] in _NOT_ALLOWED:

@@ -10,7 +10,7 @@ from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
 from .arrays import Byteas, Int2s, Int4s, Int8s, Texts
 from .shard import Conn, Shard
-from .turn import roll_back
+from .turn import BEGIN, roll_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ async def submit(shard: Shard, conn: Conn, generation: int, new: Sequence[NewWor
     try:
         with shard.translate():
             async with conn.pipeline():
-                await conn.execute(b"BEGIN")
+                await conn.execute(BEGIN)
                 await conn.execute(sql["admit"], (generation,))
                 made = await conn.execute(sql["insert"], columns)
                 await conn.execute(sql["ring"])

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import pq
 
 from ..errors import ShardflowError, ShardUnavailable
-from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
+from .arrays import Byteas, Float8s, Int2s, Int8s, Texts
 from .shard import Conn, Shard
 
 
@@ -42,6 +42,9 @@ class Claimed(NamedTuple):
     seq: int
 
 
+#: The guards look again after they have waited for a lock, so they need this level, whatever the role's default is.
+BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
+
 #: A checkpoint to write: key, sequence number, attempts, step's name, output, error as JSON text.
 StepRow = tuple[int, int, int, str, bytes | None, str | None]
 #: An end to write: key, status, output, error as JSON text.
@@ -61,11 +64,11 @@ class Receipt:
 
 @dataclass(slots=True)
 class ClaimWanted:
-    """How many workflows to claim per queue, and from which (priority, seq) on."""
+    """How many workflows to claim, from which queues, the first of them first, and from which (priority, seq) on."""
 
     batch: int
     queues: list[str]
-    limits: list[int]
+    most: int
     marks: list[tuple[int, int]]
 
 
@@ -114,13 +117,13 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list
     execute = conn.execute
     claimed: Any = None
     async with conn.pipeline():
-        await execute(b"BEGIN")
+        await execute(BEGIN)
         await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
         if turn.bell is not None:
             await execute(sql["hang_bell" if turn.bell else "take_bell"])
         if turn.steps:
             wfs, seqs, attempts, names, outputs, errors = zip(*turn.steps, strict=True)
-            keys = (Int8s(wfs), Int4s(seqs), Int2s(attempts))
+            keys = (Int8s(wfs), Int8s(seqs), Int2s(attempts))
             await execute(sql["steps"], (*keys, Texts(names), Byteas(outputs), Texts(errors)))
         if turn.outcomes:
             wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
@@ -136,7 +139,7 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list
             await execute(sql["wake"], (turn.wake,))
         if c := turn.claim:
             marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
-            parameters = (Texts(c.queues), Int4s(c.limits), *marks, fence.lease, c.batch)
+            parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
             claimed = await execute(sql["claim"], parameters, binary=True)
         ended = await execute(b"COMMIT")
     if ended.statusmessage != "COMMIT":

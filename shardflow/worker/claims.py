@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.capacity import divide
 from ..core.lowwater import START, LowWater
 from ..storage.turn import Claimed, ClaimWanted
 from .places import Place
@@ -80,11 +79,11 @@ class Claims:
             self._due = now + IDLE_LOOK  # whoever frees a place wakes the loop before
             return None
         self._place.claiming = allowed
-        limits = divide(allowed, [allowed] * len(self._queues))
-        asked = [(q, n, self._marks[q].begin(now)) for q, n in zip(self._queues, limits, strict=True) if n]
-        # Where places are fewer than queues, another queue is the first next time.
+        marks = [self._marks[queue].begin(now) for queue in self._queues]
+        wish = ClaimWanted(batch, list(self._queues), allowed, marks)
+        # Another queue is the first next time, so that a backlog in one does not keep the others waiting.
         self._queues.append(self._queues.pop(0))
-        return ClaimWanted(batch, [a[0] for a in asked], [a[1] for a in asked], [a[2] for a in asked])
+        return wish
 
     def bell(self) -> bool | None:
         """Whether this turn is to hang the bell (True) or take it (False)."""
@@ -108,18 +107,25 @@ class Claims:
             n, last = counts.get(row.queue, (0, None))
             place = (row.priority, row.seq)
             counts[row.queue] = (n + 1, place if last is None or place > last else last)
-        full = False
-        for queue, limit, began in zip(wish.queues, wish.limits, wish.marks, strict=True):
+        full = len(rows) >= wish.most
+        behind = False
+        for queue, began in zip(wish.queues, wish.marks, strict=True):
             n, last = counts.get(queue, (0, None))
-            self._marks[queue].saw(began, limit, n, last, now, took)
-            full = full or n >= limit or (began != START and n > 0)
+            if n or not full:  # a full claim may not have come to the queues behind
+                self._marks[queue].saw(began, n if full else n + 1, n, last, now, took)
+            behind = behind or (began != START and n > 0)
         self._place.served_now()
-        self._place.hungry = full or len(rows) >= BUSY
+        self._place.hungry = full or behind or len(rows) >= BUSY
         self.wanted = bool(rows)
         self._empty = not rows
         if self._empty and self._hung:
             self._settled += 1
         self.rest(now)
+
+    def put_off(self, now: float) -> None:
+        """The server refused a claim: no other for a while."""
+        self.wanted = False
+        self._due = now + IDLE_LOOK
 
     def rest(self, now: float) -> None:
         """Sets the time of the next look of its own accord."""

@@ -19,7 +19,7 @@ from ..errors import LeaseLost
 from ..model import ErrorInfo, Status
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Claimed, Fence, Refused, Turn
-from .claims import Claims
+from .claims import IDLE_LOOK, Claims
 from .gather import Gathered, Pending
 from .places import Place
 from .receipts import Receipts
@@ -168,9 +168,13 @@ class CommitLoop:
         began = self.loop.time()
         try:
             claimed = await turns.commit(self.shard, conn, fence, turn)
-        except Refused:
+        except Refused as error:
             self.claims.answered()
-            await self._isolate(conn, fence, gathered, turn)
+            if turn.bell is not None:
+                self.claims.bell_is(turn.bell)  # a session's lock stays when the transaction is rolled back
+            if not await self._isolate(conn, fence, gathered, turn) and turn.claim is not None:
+                log.error("a claim was refused", extra={"shard": self.shard.name, "error": str(error)})
+                self.claims.put_off(self.loop.time())
             return
         self.doubt = None
         self.settle(gathered)
@@ -199,15 +203,33 @@ class CommitLoop:
 
     def _forget(self, run: Run, *, close: bool = True) -> None:
         if self.runs.pop(run.wf, None) is not None:
-            self._place.running -= 1
+            if run.blocking and run.thread is not None and not run.thread.done():
+                # A thread cannot be stopped: the place is free when it has ended.
+                run.thread.add_done_callback(lambda _: self._call_soon(self._vacate))
+            else:
+                self._place.running -= 1
         run.closed = True
         if close:
             run.close()
 
+    def _vacate(self) -> None:
+        self._place.running -= 1
+        self._place.freed()
+        self.wake()
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            pass  # the loop is closed: the worker has ended
+
     async def _sleep(self, conn: Conn) -> None:
         self._awake.clear()
+        patience = IDLE_LOOK if self.draining else self.claims.patience(self.loop.time())
         try:
-            await asyncio.wait_for(self._awake.wait(), self.claims.patience(self.loop.time()))
+            # Not wait_for, which before Python 3.12 can swallow a cancellation.
+            async with asyncio.timeout(patience):
+                await self._awake.wait()
         except TimeoutError:
             if not self.draining and self.claims.settled:
                 if await turns.probe(self.shard, conn, self._queues):
@@ -216,9 +238,10 @@ class CommitLoop:
 
     # -- poison
 
-    async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
+    async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> int:
         """The server refused the batch: finds the rows it refuses, fails their workflows, commits the others.
 
+        Answers how many workflows failed; none means that it was the claim, which is left out here.
         Every part that commits is settled at once, and what was not tried is put back if the connection fails, so
         that a turn in doubt is always one transaction.
         """
@@ -243,6 +266,7 @@ class CommitLoop:
             if not self._doubts(rest):
                 self._pending.put_back(rest)
             raise
+        return len(failed)
 
     def _doubts(self, gathered: Gathered) -> bool:
         return self.doubt is not None and self.doubt.gathered is gathered

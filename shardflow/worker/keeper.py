@@ -21,6 +21,8 @@ log = logging.getLogger("shardflow.worker")
 #: How often in a row, a `watch` interval apart, a peer's session must be seen closed before its lease is ended: a
 #: worker that merely lost its connection has this moment to come back.
 SEEN_GONE = 2
+#: Seconds beyond its time after which the transaction that keeps a lease from being ended is cut off.
+LATE = 2.0
 
 
 class Keeper:
@@ -79,4 +81,9 @@ class Keeper:
                     continue  # its batch in flight holds the lease's row: the next look tries again
                 if back is not None:
                     self._took(peer, back)
+                elif peer.expired and await leases.cut_off(self._shard, conn, peer, LATE):
+                    log.warning(
+                        "cut off a connection that kept a dead worker's lease from being ended",
+                        extra={"shard": self._shard.name, "lease": peer.lease, "worker": peer.worker},
+                    )
         self._gone = seen

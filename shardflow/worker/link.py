@@ -86,16 +86,20 @@ class Link:
                 self._lose(error)
             except MapChanged as error:
                 log.warning("the slot map changed", extra={"shard": self.shard.name, "error": str(error)})
-            except ShardflowError as error:
+            except Exception as error:
                 if self._commit.draining and not self._commit.runs:
                     return
-                self._failures += 1
-                pause = _BACKOFF.delay(min(self._failures, 16), random.random())
-                log.warning(
-                    "shard lost; trying again",
-                    extra={"shard": self.shard.name, "error": str(error), "seconds": round(pause, 2)},
-                )
-                await asyncio.sleep(pause)
+                await self._pause(error)
+
+    async def _pause(self, error: Exception) -> None:
+        self._failures += 1
+        pause = _BACKOFF.delay(min(self._failures, 16), random.random())
+        extra = {"shard": self.shard.name, "error": str(error), "seconds": round(pause, 2)}
+        if isinstance(error, ShardflowError):
+            log.warning("shard lost; trying again", extra=extra)
+        else:  # a defect, or something never seen: it must not end the service of a shard
+            log.error("unexpected error; trying again", extra=extra, exc_info=error)
+        await asyncio.sleep(pause)
 
     async def release(self) -> None:
         """Gives the lease back with what it still holds, and closes what runs."""
@@ -155,7 +159,7 @@ class Link:
                 await self._reconcile(writing, lease)
                 return self._fence
             self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {lease} was ended while the connection was lost"))
-        lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl)
+        lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl, writing.info.backend_pid)
         self._fence = Fence(lease, epoch, identity.generation)
         log.info("lease opened", extra={"shard": self.shard.name, "lease": lease})
         return self._fence

@@ -54,6 +54,7 @@ class Run:
 
     __slots__ = (
         "_halt",
+        "_tasks",
         "attempt",
         "blocking",
         "broken",
@@ -64,6 +65,7 @@ class Run:
         "seq",
         "sink",
         "task",
+        "thread",
         "wf",
         "workflow",
     )
@@ -87,9 +89,11 @@ class Run:
         self.checkpoints = checkpoints
         self.blocking = not workflow.is_async
         self.seq = 0
+        self.thread: concurrent.futures.Future[Any] | None = None
         self.closed = False
         self.broken: NonDeterminism | None = None
         self.task: asyncio.Task[None] | None = None
+        self._tasks: dict[asyncio.Task[Any], list[int]] = {}
         self._halt: threading.Event | None = threading.Event() if self.blocking else None
 
     def start(self) -> None:
@@ -126,42 +130,70 @@ class Run:
         except asyncio.CancelledError as error:
             if not self.closed:  # the workflow's own code raised it
                 self._fail(error)
-        except (Detached, GeneratorExit):
-            pass
         except BaseException as error:
             self._fail(self.broken or error)
         else:
-            if not self.closed:
-                self.sink.finish(self, Status.SUCCEEDED, output, None)
+            self._finish(Status.SUCCEEDED, output, None)
 
     def _fail(self, error: BaseException) -> None:
+        self._finish(Status.FAILED, None, to_json(describe(error)))
+
+    def _finish(self, status: Status, output: bytes | None, error: str | None) -> None:
         if not self.closed:
-            self.sink.finish(self, Status.FAILED, None, to_json(describe(error)))
+            self.sink.finish(self, status, output, error)
+            self.closed = True  # tasks that the workflow left behind write nothing more
 
     async def _in_thread(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         context = copy_context()
-        return await self.sink.loop.run_in_executor(self.sink.threads, lambda: context.run(function, *args, **kwargs))
+
+        def call() -> Any:
+            try:
+                return context.run(function, *args, **kwargs)
+            except StopIteration as error:  # a future cannot hold it, and would never be done
+                raise RuntimeError("StopIteration was raised") from error
+
+        self.thread = self.sink.threads.submit(call)
+        return await asyncio.wrap_future(self.thread)
 
     # -- steps of an `async def` workflow
 
     def step(
         self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        """See `context.Runtime`. The sequence number is taken at the call: gathered steps keep their order."""
+        """See `context.Runtime`. Number and record are taken at the call: gathered steps keep their order."""
         if self.blocking:
             raise UsageError(
                 f"step {step.name!r} is `async def`, but workflow {self.workflow.name!r} is a plain `def`:"
                 " make both the same"
             )
-        seq = self.seq
-        self.seq = seq + 1
+        seq = self._number()
+        if (self.checkpoints or self.broken) and (recorded := self._recorded(step, seq)):
+            return self._replayed(step, recorded)
         return self._step(step, seq, args, kwargs)
 
+    def _number(self) -> int:
+        """The number of a step: its place among the calls of its task, and which task.
+
+        Tasks that the workflow makes (`asyncio.gather` of coroutines with several steps each) count for themselves,
+        so that their pace, which no replay repeats, does not change any number.
+        """
+        task = asyncio.current_task()
+        if task is self.task or task is None:
+            seq = self.seq
+            self.seq = seq + 1
+            return seq
+        counter = self._tasks.setdefault(task, [len(self._tasks) + 1 << 32])
+        counter[0] += 1
+        return counter[0] - 1
+
+    async def _replayed(self, step: Step[..., Any], recorded: Checkpoint) -> Any:
+        return self._answer(step, recorded)
+
     async def _step(self, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self.checkpoints and (recorded := self._recorded(step, seq)):
-            return self._answer(step, recorded)
         attempts = 0
         while True:
+            if self.closed:  # whatever the workflow's code makes of its cancellation, it runs no step here
+                raise asyncio.CancelledError
             attempts += 1
             inside = current.set(None)
             failure: BaseException | None = None
@@ -171,7 +203,7 @@ class Run:
                 else:
                     value = await self._in_thread(step.function, args, kwargs)
                 output, value = step.codec.roundtrip_result(value)
-            except Exception as error:
+            except (Exception, SystemExit, KeyboardInterrupt) as error:  # the latter two would end the event loop
                 failure = error
             finally:
                 current.reset(inside)
@@ -195,19 +227,19 @@ class Run:
             )
         seq = self.seq
         self.seq = seq + 1
-        if self.checkpoints and (recorded := self._recorded(step, seq)):
+        if (self.checkpoints or self.broken) and (recorded := self._recorded(step, seq)):
             return self._answer(step, recorded)
         attempts = 0
         while True:
-            attempts += 1
             if self.closed:
                 raise Detached
+            attempts += 1
             inside = current.set(None)
             failure: BaseException | None = None
             try:
                 value = step.function(*args, **kwargs)
                 output, value = step.codec.roundtrip_result(value)
-            except Exception as error:
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
                 failure = error
             finally:
                 current.reset(inside)
@@ -248,8 +280,7 @@ class Run:
     def _recorded(self, step: Step[..., Any], seq: int) -> Checkpoint | None:
         if self.broken is not None:
             raise self.broken
-        assert self.checkpoints is not None
-        recorded = self.checkpoints.pop(seq, None)
+        recorded = self.checkpoints.pop(seq, None) if self.checkpoints else None
         if recorded is not None and recorded.name != step.name:
             self.broken = NonDeterminism(
                 f"workflow {self.id!r}: step {seq} is {step.name!r} now, but {recorded.name!r} is recorded: its code"

@@ -116,7 +116,10 @@ class Worker:
 
     async def wait(self) -> None:
         """Waits until the worker has stopped. Raises what a link failed with, which is a defect of shardflow."""
-        await asyncio.gather(*self._serving)
+        if self._serving:
+            done, _ = await asyncio.wait(self._serving)  # not gather: to give up waiting must not end the service
+            for task in done:
+                task.result()
 
     async def stop(self, grace: float = 30.0) -> None:
         """Drains: claims nothing more, lets each step end for up to `grace` seconds, then hands the rest back.

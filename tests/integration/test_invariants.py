@@ -63,8 +63,8 @@ async def i1_churn(config: ClusterConfig) -> None:
         rows(config, "UPDATE lease SET expires_at = now() - interval '1 s' WHERE worker = 'first'")
         (dead,) = await leases.peers(hand.shard, second.keeping, second.fence.lease)
         await leases.expire(hand.shard, second.keeping, dead)
-        assert one(config, "SELECT count(*) FROM lease") == 1
         assert_i1(config)
+        assert one(config, "SELECT count(*) FROM lease") == 1
         again = await second.claim(100)
         await second.turn(wake=10)
         again += await second.claim(100)
@@ -132,8 +132,8 @@ async def i2_in_flight(config: ClusterConfig) -> None:
             "INSERT INTO shardflow.step (wf, seq, name, output) VALUES (%s, 0, 'step', '1')", (row.wf,)
         )
         rows(config, "UPDATE lease SET expires_at = now() - interval '1 s' WHERE lease = %s", fence.lease)
-        dead = leases.Peer(fence.lease, "late", True, False)
-        ending = asyncio.ensure_future(leases.expire(hand.shard, peer.keeping, dead))
+        statement = "SELECT shardflow.end_lease(%s, 1)"
+        ending = asyncio.ensure_future(peer.keeping.execute(statement, (fence.lease,)))
         waits = await blocked_or_done(config, ending)
         if waits:
             await late.writing.execute(b"COMMIT")
@@ -447,19 +447,18 @@ def acknowledged_before_commit(config: ClusterConfig, monkeypatch: pytest.Monkey
     """The client's transaction is left open when submit returns; its commit would come later."""
 
     async def hasty(shard: Any, conn: Any, generation: int, new: Any) -> dict[str, int]:
-        await conn.execute(b"BEGIN")
-        made = {}
-        for n in new:
-            cursor = await conn.execute(
-                "INSERT INTO shardflow.workflow (id, name, queue, slot, input) VALUES (%s, %s, %s, %s, %s)"
-                " RETURNING wf",
-                (n.id, n.name, n.queue, n.slot, n.input),
-            )
-            made[n.id] = (await cursor.fetchone())[0]
-        left_open.append(await shard.connect("client"))
+        with shard.translate():
+            await conn.execute(b"BEGIN")
+            made = {}
+            for n in new:
+                cursor = await conn.execute(
+                    "INSERT INTO shardflow.workflow (id, name, queue, slot, input) VALUES (%s, %s, %s, %s, %s)"
+                    " RETURNING wf",
+                    (n.id, n.name, n.queue, n.slot, n.input),
+                )
+                made[n.id] = (await cursor.fetchone())[0]
         return made
 
-    left_open: list[Any] = []
     monkeypatch.setattr(submissions, "submit", hasty)
 
 

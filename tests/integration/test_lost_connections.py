@@ -267,10 +267,10 @@ async def test_a_client_whose_connection_is_killed_at_the_commit_submits_once(sh
 async def test_idle_connections_that_the_server_closed_are_not_used(shard_config: ClusterConfig) -> None:
     """Noticed before anything is sent, so that nothing is in doubt."""
     async with AsyncClient(shard_config) as client:
-        for n in range(5):
+        for n in range(3):
             await client.submit("work", n, id=f"w{n}")
             assert terminate(shard_config, "client") >= 1
-        assert one(shard_config, "SELECT count(*) FROM workflow") == 5
+        assert one(shard_config, "SELECT count(*) FROM workflow") == 3
 
 
 async def test_waiting_for_a_result_survives_lost_connections(shard_config: ClusterConfig) -> None:

@@ -189,7 +189,7 @@ async def test_a_server_killed_while_it_is_loaded_loses_nothing(make_cluster: Ma
     """kill -9 of a server in the middle of the work, twice; two workers; every answer is right in the end."""
     config = make_cluster(shards=2)
     ran: Counter[int] = Counter()
-    count = 2000
+    count = 1000
     async with (
         AsyncClient(config) as client,
         running(config, doubling(ran), concurrency=100),

@@ -253,10 +253,10 @@ async def test_a_queue_is_worked_off_in_the_order_of_submission(shard_config: Cl
         order.append(x)
 
     async with AsyncClient(shard_config) as client:
-        handles = await client.submit_many(work.call(n) for n in range(500))
+        handles = await client.submit_many(work.call(n) for n in range(200))
         async with running(shard_config, app, concurrency=1):
             await handles[-1].result(20)
-    assert order == list(range(500))
+    assert order == list(range(200))
 
 
 class Crowd:
@@ -328,12 +328,8 @@ async def test_a_worker_without_a_free_place_rests(make_cluster: MakeCluster) ->
     async with AsyncClient(config) as client, running(config, app, concurrency=4):
         await client.submit_many(work.call() for _ in range(40))
         await until(lambda: gate.arrived == 4)
-        turns = 0
-        count = asyncio.get_running_loop().time() + 1.0
-        began = time.process_time()
-        while asyncio.get_running_loop().time() < count:
-            await asyncio.sleep(0.05)
-            turns += 1
+        began, since = time.process_time(), time.monotonic()
+        await until(lambda: time.monotonic() - since > 1.0)
         assert time.process_time() - began < 0.3, "the worker spins"
         gate.open()
 

@@ -53,7 +53,7 @@ class Hand:
     async def holder(self, name: str, ttl: float = 60.0) -> Holder:
         """A lease with its two connections."""
         keeping, writing = await self.conn(f"keeper {name}"), await self.conn(f"commit {name}")
-        lease, epoch = await leases.open_lease(self.shard, keeping, name, ttl)
+        lease, epoch = await leases.open_lease(self.shard, keeping, name, ttl, writing.info.backend_pid)
         return Holder(self, keeping, writing, Fence(lease, epoch, self.generation))
 
 
@@ -82,7 +82,7 @@ class Holder:
         wanted = None
         if claim:
             self.batch += 1
-            wanted = ClaimWanted(self.batch, [queue], [claim], [START])
+            wanted = ClaimWanted(self.batch, [queue], claim, [START])
         what = Turn(steps=steps, outcomes=outcomes, waits=waits, dropped=dropped, kept=kept, claim=wanted, wake=wake)
         return await turn.commit(self.hand.shard, self.writing, self.fence, what)
 

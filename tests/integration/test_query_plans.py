@@ -1,0 +1,143 @@
+"""The plans of the statements that run in every turn: they look things up, however much there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.lab import LEASE, POOL, in_thread
+from support.look import connect
+from support.raw import by_hand
+
+from shardflow import ClusterConfig
+from shardflow.sql import load
+
+ROWS = 100_000
+
+FILL = f"""
+INSERT INTO workflow (wf, slot, id, name, queue, input)
+SELECT n, 0, 'w' || n, 'work', 'q' || n %% 3, '[]' FROM generate_series(1, {ROWS}) n;
+INSERT INTO ready (seq, wf, priority, queue) SELECT n, n, 0, 'q' || n %% 3 FROM generate_series(1, {ROWS}) n;
+INSERT INTO step (wf, seq, name, output) SELECT n, 0, 'step', '1' FROM generate_series(1, {ROWS // 3}) n;
+INSERT INTO outcome (wf, status) SELECT n, 'succeeded' FROM generate_series(1, {ROWS // 3}, 2) n;
+INSERT INTO wait (wf, wake_at, reason)
+SELECT n, now() + interval '1 day' + n * interval '1 s', '' FROM generate_series(1, {ROWS // 3}) n;
+""".replace("%%", "%")
+
+#: Statement, types of its parameters, and values.
+STATEMENTS = {
+    "turn.claim": (
+        "text[], smallint[], bigint[], integer, integer, bigint, bigint",
+        "'{empty,q0,q1}', '{0,-32768,-32768}', '{90000,0,0}', 500, 500, 1, 1",
+    ),
+    "turn.probe": ("text[]", "'{empty,q0}'"),
+    "turn.wake": ("integer", "1000"),
+    "read.outcomes": ("bigint[]", "(SELECT array_agg(n) FROM generate_series(1, 1000) n)"),
+    "read.find": ("text", "'w77'"),
+    "read.keys": ("text[]", "'{w1,w2,w3}'"),
+    "read.steps": ("text", "'w77'"),
+    "submit.existing": ("text[]", "'{w1,w2,w3}'"),
+    "lease.load": ("bigint[]", "'{1,2,3}'"),
+    "lease.checkpoints": ("bigint[]", "'{1,2,3}'"),
+    "lease.written": ("bigint, integer, bigint", "1, 0, 1"),
+}
+
+#: Small tables: how many rows they have is bounded by the workers and batches, not by the workflows.
+SMALL = {"lease", "claim"}
+
+
+@pytest.fixture(scope="module", params=["unanalyzed", "analyzed"])
+def filled(lab: Any, request: pytest.FixtureRequest) -> Iterator[ClusterConfig]:
+    """A shard with 100,000 ready and many suspended, none of them due; without statistics as right after a burst."""
+    config: ClusterConfig = lab.clone(1, 64, LEASE, POOL)
+    with connect(config) as conn:
+        for table in ("workflow", "ready", "step", "outcome", "wait"):
+            conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+        conn.execute(FILL)
+        in_thread(open_lease(config))
+        conn.execute("UPDATE lease SET lease = 1")
+        if request.param == "analyzed":
+            conn.execute("ANALYZE")
+    yield config
+    lab.drop(config)
+
+
+async def open_lease(config: ClusterConfig) -> None:
+    async with by_hand(config) as hand:
+        await hand.holder("w")
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def explained(config: ClusterConfig, name: str, generic: bool, values: str = "") -> list[dict[str, Any]]:
+    """The nodes of the statement's plan, with what they cost when run; its writes are rolled back."""
+    concern, statement = name.split(".")
+    text = load(concern)[statement].replace("{schema}", "shardflow")
+    number = 0
+    while "%s" in text:
+        number += 1
+        text = text.replace("%s", f"${number}", 1)
+    types, usual = STATEMENTS[name]
+    values = values or usual
+    with connect(config) as conn, conn.transaction(force_rollback=True):
+        conn.execute("SET LOCAL plan_cache_mode = " + ("force_generic_plan" if generic else "force_custom_plan"))
+        conn.execute("SET LOCAL jit = off")
+        conn.execute(f"PREPARE it ({types}) AS {text}")
+        if "SELECT" in values:
+            row = conn.execute(f"SELECT {values}::text").fetchone()
+            values = f"'{row[0]}'" if row else ""
+        row = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE it ({values})").fetchone()
+        assert row is not None
+        plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
+        return list(nodes(plan[0]["Plan"]))
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["custom", "generic"])
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_statement_of_a_turn_reads_a_whole_table(filled: ClusterConfig, name: str, generic: bool) -> None:
+    found = explained(filled, name, generic)
+    for node in found:
+        table = node.get("Relation Name")
+        assert node["Node Type"] != "Seq Scan" or table in SMALL, f"{name} reads all of {table}"
+        touched = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        assert touched <= 5_000, f"{name}: {node['Node Type']} on {table} touches {touched} rows"
+    buffers = found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"]
+    assert buffers < 20_000, f"{name} touches {buffers} blocks"
+
+
+def test_a_claim_uses_the_queue_index_and_sorts_only_what_it_took(filled: ClusterConfig) -> None:
+    found = explained(filled, "turn.claim", generic=True)
+    scans = [n for n in found if n.get("Relation Name") == "ready"]
+    kinds = {n["Node Type"] for n in scans} - {"ModifyTable"}
+    assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, kinds
+    assert any(n.get("Index Name") == "ready_pkey" for n in scans)
+    for n in found:
+        if n["Node Type"] in ("Sort", "Incremental Sort"):
+            assert n["Actual Rows"] <= 1_000
+
+
+def test_a_claim_behind_the_low_water_mark_reads_no_dead_entries(filled: ClusterConfig) -> None:
+    """A transaction elsewhere keeps the deleted entries alive; the mark steps over them, the start does not."""
+    with connect(filled) as pinned:
+        pinned.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        pinned.execute("SELECT count(*) FROM ready")
+        try:
+            with connect(filled) as conn:
+                conn.execute("DELETE FROM ready WHERE queue = 'q2' AND seq < 90000")
+
+            def blocks(mark: int) -> int:
+                values = f"'{{q2}}', '{{0}}', '{{{mark}}}', 100, 100, 1, 1"
+                found = explained(filled, "turn.claim", generic=True, values=values)
+                scan = next(n for n in found if n.get("Index Name") == "ready_pkey")
+                return int(scan["Shared Hit Blocks"] + scan["Shared Read Blocks"])
+
+            behind, start = blocks(90_000), blocks(0)
+        finally:
+            pinned.execute("ROLLBACK")
+    assert behind * 3 < start, (behind, start)
