@@ -69,9 +69,13 @@ BEGIN
         SELECT u.wf, u.attempt FROM receipt, unnest(receipt.wfs, receipt.attempts) AS u (wf, attempt)
     )
     INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
-    SELECT nextval('{schema}.key'), h.wf, w.priority, least(h.attempt + counted, 32767), true, w.queue
-    FROM held h JOIN {schema}.workflow w USING (wf)
-    WHERE NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = h.wf);
+    SELECT nextval('{schema}.key'), b.wf, b.priority, b.attempt, true, b.queue
+    FROM (
+        SELECT h.wf, w.priority, least(h.attempt + counted, 32767) AS attempt, w.queue
+        FROM held h JOIN {schema}.workflow w USING (wf)
+        WHERE NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = h.wf)
+        ORDER BY h.wf
+    ) b;
     GET DIAGNOSTICS back = ROW_COUNT;
     DELETE FROM {schema}.lease WHERE lease = gone;
     IF back > 0 THEN

@@ -98,7 +98,8 @@ async def init(config: ClusterConfig) -> list[Initialised]:
     All shards must answer: a slot map is written on each of them. Raises ShardUnavailable or ClusterError before
     anything is written where one is away or belongs elsewhere; a crash on the way is mended by another run.
     """
-    shards = [Shard(s) for s in config.shards]
+    # In the order of their names, so that of two runs at once one finds the first shard taken before it writes any.
+    shards = [Shard(s) for s in sorted(config.shards, key=lambda s: s.name)]
     results = await asyncio.gather(*(s.connect("init") for s in shards), return_exceptions=True)
     conns: list[Conn] = [r for r in results if not isinstance(r, BaseException)]
     try:

@@ -33,6 +33,9 @@ log = logging.getLogger("shardflow.worker")
 
 _BACKOFF = Retry(attempts=2, initial=0.1, factor=2.0, maximum=5.0, jitter=0.3)
 
+#: Seconds before another lease is opened after one was lost, so that losing them again and again costs little.
+LOST_PAUSE = 0.1
+
 #: Seconds after which a workflow that this worker has no code for is offered again.
 UNKNOWN_DELAY = 15.0
 
@@ -84,6 +87,7 @@ class Link:
                 return
             except LeaseLost as error:
                 self._lose(error)
+                await asyncio.sleep(LOST_PAUSE)
             except MapChanged as error:
                 log.warning("the slot map changed", extra={"shard": self.shard.name, "error": str(error)})
             except Exception as error:

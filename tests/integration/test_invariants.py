@@ -470,7 +470,7 @@ MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
     ),
     "I1 end_lease puts ended ones back": (
         i1_churn,
-        function("end_lease", without(r"\n    WHERE NOT EXISTS [^\n;]*")),
+        function("end_lease", without(r"\n +WHERE NOT EXISTS [^\n;]*")),
     ),
     "I1 end_lease puts back twice": (
         i1_churn,
@@ -606,7 +606,7 @@ MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
     "I4 checkpoints are not read": (i4_replay, no_checkpoints_read),
     "I4 what is put back is not replayed": (
         i4_replay,
-        function("end_lease", replaced("32767), true, w.queue", "32767), false, w.queue")),
+        function("end_lease", replaced("b.attempt, true, b.queue", "b.attempt, false, b.queue")),
     ),
     "I4 acknowledged before the commit": (i4_acknowledged_after_commit, settled_before_commit),
     # I5: submitted once, never lost
