@@ -19,7 +19,7 @@ from ..errors import LeaseLost
 from ..model import ErrorInfo, Status
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Claimed, Fence, Refused, Turn
-from .claims import IDLE_LOOK, Claims
+from .claims import BUSY, IDLE_LOOK, Claims
 from .gather import Gathered, Pending
 from .places import Place
 from .receipts import Receipts
@@ -186,6 +186,9 @@ class CommitLoop:
             if claimed:
                 self.receipts.add(turn.claim.batch, {row.wf: row.attempt for row in claimed})
                 await self._begin(conn, claimed)
+                if len(claimed) < BUSY:
+                    # Few run quickly to where they write: that goes into the next turn, instead of waiting for it.
+                    await asyncio.sleep(0)
             self.claims.answered()
 
     def settle(self, gathered: Gathered) -> None:
