@@ -25,22 +25,25 @@ class _Background:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._door = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="shardflow client", daemon=True)
         self._thread.start()
 
     @property
     def closed(self) -> bool:
-        return self._loop.is_closed()
+        return self._closed
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs it there and waits; an interrupt here cancels it there."""
-        if self.closed:
-            coroutine.close()
-            raise UsageError("the client is closed")
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise UsageError("the synchronous Client cannot be used inside its own event loop: use AsyncClient")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._door:  # what came in after the last call would never be answered
+            if self._closed:
+                coroutine.close()
+                raise UsageError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -58,8 +61,14 @@ class _Background:
 
     def close(self) -> None:
         """Ends the loop and what is under way in it."""
-        if not self.closed:
-            self.run(self._cancel_others())
+        with self._door:
+            if self._closed:
+                return
+            self._closed = True
+            last = asyncio.run_coroutine_threadsafe(self._cancel_others(), self._loop)
+        try:
+            last.result()
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

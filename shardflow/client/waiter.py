@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 
-from ..errors import ShardflowError
+from ..errors import ShardflowError, UsageError
 from ..storage.pools import Pool
 from ..storage.submissions import Outcome, outcomes
 
@@ -104,6 +104,9 @@ class Waiter:
                 async with self._pool.connection() as conn:
                     found = await outcomes(self._pool.shard, conn, due)
                 failures = 0
+            except UsageError as error:  # the client is closed
+                self._give_up(error)
+                return
             except Exception as error:
                 failures += 1
                 pause = min(2.0, 0.05 * 2**failures) * (0.5 + random.random())
@@ -120,6 +123,13 @@ class Waiter:
             for wf in due:
                 if wf in self._awaited:
                     self._awaited[wf].postpone(now)
+
+    def _give_up(self, error: UsageError) -> None:
+        for awaited in self._awaited.values():
+            for waiter in awaited.waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+        self._awaited.clear()
 
     def _deliver(self, found: list[Outcome]) -> None:
         for outcome in found:

@@ -55,7 +55,7 @@ class Observer:
 
         async def held(shard: Shard, conn: Conn) -> int:
             rows = [row for row in await leases.all_leases(shard, conn) if row.worker == worker]
-            return sum([len((await leases.held(shard, conn, row.lease))[0]) for row in rows])
+            return sum([len(await leases.held(shard, conn, row.lease)) for row in rows])
 
         return sum(self._ask(held).values())
 

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from .arrays import Int8s
 from .shard import Conn, Shard
+from .turn import Turn, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,17 @@ class LeaseRow:
     claimed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a resume found: the new epoch, what the lease holds, the numbers of all its receipts, and whether the turn
+    in doubt has committed (None where there was none, or no row of it could tell)."""
+
+    epoch: int
+    held: list[Held]
+    batches: list[int]
+    done: bool | None
+
+
 async def open_lease(shard: Shard, conn: Conn, worker: str, ttl: float, writer: int | None = None) -> tuple[int, int]:
     """Opens a lease for `ttl` seconds; answers (lease, epoch). The session stands for the worker's life.
 
@@ -98,26 +110,39 @@ async def renew(shard: Shard, conn: Conn, lease: int, epoch: int, ttl: float) ->
         return await cursor.fetchone() is not None
 
 
-async def resume(shard: Shard, conn: Conn, lease: int, ttl: float) -> int | None:
-    """Takes the lease over from the worker's own lost connection; answers its new epoch, None if it is gone.
+async def resume(shard: Shard, conn: Conn, lease: int, ttl: float, doubt: Turn | None = None) -> Resumed | None:
+    """Takes the lease over from the worker's own lost connection; None if it is gone.
 
-    `conn` is the connection that will write from now on.
-
-    Returns only after no transaction of the old connection is under way, and none can begin.
+    `conn` is the connection that will write from now on, `doubt` a turn whose answer was lost. All is read in the
+    transaction that holds the lease's row: no turn of the old connection is under way then or can begin, and no peer
+    can end the lease, so what is read stays true until this worker writes (docs/model.md has the counter-example).
     """
     sql = shard.statements("lease")
+    writer = None if shard.config.pooler else conn.info.backend_pid
     with shard.translate():
         async with conn.transaction():
             await conn.execute(sql["settle"], (lease,))
-            writer = None if shard.config.pooler else conn.info.backend_pid
             row = await (await conn.execute(sql["resume"], (writer, ttl, lease))).fetchone()
-    return None if row is None else row[0]
+            if row is None:
+                return None
+            holds = await held(shard, conn, lease)
+            batches = [r[0] for r in await (await conn.execute(sql["batches"], (lease,))).fetchall()]
+            done = None if doubt is None else await written(shard, conn, doubt)
+    return Resumed(row[0], holds, batches, done)
+
+
+async def held(shard: Shard, conn: Conn, lease: int) -> list[Held]:
+    """What the lease holds by its receipts and has no outcome yet."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("lease")["held"], (lease,))
+        return [Held(*row) for row in await cursor.fetchall()]
 
 
 async def release(shard: Shard, conn: Conn, lease: int) -> int | None:
     """Ends the worker's own lease; answers how many workflows went back to ready, None if it was gone."""
     with shard.translate():
-        row = await (await conn.execute(shard.statements("lease")["release"], (lease,))).fetchone()
+        async with conn.transaction():
+            row = await (await conn.execute(shard.statements("lease")["release"], (lease,))).fetchone()
     return None if row is None else row[0]
 
 
@@ -132,8 +157,9 @@ async def expire(shard: Shard, conn: Conn, peer: Peer) -> int | None:
     """Expires a peer's lease if it is still dead; answers how many workflows went back, None if it was not."""
     sql = shard.statements("lease")
     with shard.translate():
-        cursor = await conn.execute(sql["expire_due" if peer.expired else "expire_gone"], (peer.lease,))
-        row = await cursor.fetchone()
+        async with conn.transaction():
+            cursor = await conn.execute(sql["expire_due" if peer.expired else "expire_gone"], (peer.lease,))
+            row = await cursor.fetchone()
     return None if row is None else row[0]
 
 
@@ -142,15 +168,6 @@ async def cut_off(shard: Shard, conn: Conn, peer: Peer, late: float) -> bool:
     with shard.translate():
         cursor = await conn.execute(shard.statements("lease")["cut_off"], (peer.lease, late))
         return await cursor.fetchone() is not None
-
-
-async def held(shard: Shard, conn: Conn, lease: int) -> tuple[list[Held], list[int]]:
-    """What the lease holds by its receipts, and the numbers of all its receipts."""
-    sql = shard.statements("lease")
-    with shard.translate():
-        rows = await (await conn.execute(sql["held"], (lease,))).fetchall()
-        batches = await (await conn.execute(sql["batches"], (lease,))).fetchall()
-    return [Held(*row) for row in rows], [row[0] for row in batches]
 
 
 async def submissions(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Submission]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ..errors import ShardBusy, UsageError
 from ..model import PoolConfig
@@ -50,6 +50,8 @@ class Pool:
                         shard=self.shard.name,
                     ) from error
                 raise
+            except PoolClosed as error:  # while this call waited
+                raise UsageError("the client is closed") from error
         self._in_use += 1
         try:
             yield conn

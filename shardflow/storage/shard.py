@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, IsolationLevel, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from .. import sql as statements
@@ -102,6 +102,7 @@ class Shard:
                 self.config.dsn, **self.connect_arguments(role, connect_timeout)
             )
         arrays.register(conn.adapters)
+        await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)
         return conn
 
     @contextmanager

@@ -162,7 +162,7 @@ async def roll_back(conn: Conn) -> None:
 async def written(shard: Shard, conn: Conn, turn: Turn) -> bool | None:
     """Whether a turn whose answer was lost has been committed; None where it had no row that could tell.
 
-    To be asked only after the lease was resumed, which waits for the old connection's transaction to end.
+    To be asked only in the transaction that resumes the lease, see `leases.resume`.
     """
     if not turn.steps and not turn.outcomes:
         return None

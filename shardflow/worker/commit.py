@@ -63,6 +63,7 @@ class CommitLoop:
         self.claims = Claims(queues, place, deaf=shard.config.pooler)
         self.doubt: Doubt | None = None
         self.draining = False
+        self.valid_until = 0.0
         self._queues = list(queues)
         self._place = place
         self._pending = Pending()

@@ -29,7 +29,8 @@ class Keeper:
     """One lease, kept.
 
     Arguments: `shard`; `config`, seconds; `lease`, its id; `epoch`, as the link knows it now (a call, since a resume
-    changes it); `rang`, called when the bell rings; `took`, called with (peer, workflows put back) after a takeover.
+    changes it); `rang`, called when the bell rings; `renewed`, called with the time of the event
+    loop's clock until which the lease surely lasts; `took`, called with (peer, workflows put back) after a takeover.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Keeper:
         lease: int,
         epoch: Callable[[], int],
         rang: Callable[[], None],
+        renewed: Callable[[float], None],
         took: Callable[[Peer, int], None],
     ) -> None:
         self._shard = shard
@@ -46,6 +48,7 @@ class Keeper:
         self._lease = lease
         self._epoch = epoch
         self._rang = rang
+        self._renewed = renewed
         self._took = took
         self._gone: dict[int, int] = {}
 
@@ -64,8 +67,11 @@ class Keeper:
             await hear(self._shard, conn, min(renew_at, watch_at) - loop.time(), self._rang)
 
     async def _renew(self, conn: Conn) -> None:
+        began = asyncio.get_running_loop().time()
         if not await leases.renew(self._shard, conn, self._lease, self._epoch(), self._config.ttl):
             raise LeaseLost(f"shard {self._shard.name!r}: lease {self._lease} was ended by a peer")
+        # Counted from before the request, so that by our clock it ends no later than by the server's.
+        self._renewed(began + self._config.ttl)
 
     async def _watch(self, conn: Conn) -> None:
         dead = await leases.peers(self._shard, conn, self._lease)

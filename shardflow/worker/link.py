@@ -20,8 +20,8 @@ from ..app import App
 from ..core.retry import Retry
 from ..errors import LeaseLost, MapChanged, ShardflowError
 from ..model import ClusterConfig
-from ..storage import bell, cluster, leases, turn
-from ..storage.leases import Peer
+from ..storage import bell, cluster, leases
+from ..storage.leases import Peer, Resumed
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Claimed, Fence
 from .commit import CommitLoop
@@ -134,6 +134,7 @@ class Link:
                 fence.lease,
                 lambda: fence.epoch,
                 self._commit.wake,
+                self._renewed,
                 self._took,
             )
             self._commit.claims.reset()
@@ -154,27 +155,31 @@ class Link:
         """Resumes the lease that there was, or opens a new one."""
         identity = await cluster.expect(self.shard, writing, self._config)
         ttl = self._config.lease.ttl
+        began = self._commit.loop.time()
         if self._fence is not None:
             lease = self._fence.lease
-            epoch = await leases.resume(self.shard, writing, lease, ttl)
-            if epoch is not None:
-                await leases.stand_in(self.shard, keeping, lease)
-                self._fence = Fence(lease, epoch, identity.generation)
-                await self._reconcile(writing, lease)
+            await leases.stand_in(self.shard, keeping, lease)
+            doubt = self._commit.doubt
+            resumed = await leases.resume(self.shard, writing, lease, ttl, doubt.turn if doubt else None)
+            if resumed is not None:
+                self._fence = Fence(lease, resumed.epoch, identity.generation)
+                self._commit.valid_until = began + ttl
+                await self._reconcile(writing, lease, resumed)
                 return self._fence
             self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {lease} was ended while the connection was lost"))
         lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl, writing.info.backend_pid)
         self._fence = Fence(lease, epoch, identity.generation)
+        self._commit.valid_until = began + ttl
         log.info("lease opened", extra={"shard": self.shard.name, "lease": lease})
         return self._fence
 
-    async def _reconcile(self, conn: Conn, lease: int) -> None:
+    async def _reconcile(self, conn: Conn, lease: int, resumed: Resumed) -> None:
         """After a lost connection: settles the turn in doubt, runs claims that were never seen."""
         commit = self._commit
-        held, batches = await leases.held(self.shard, conn, lease)
+        held = resumed.held
         by_wf = {h.wf: h for h in held}
         if (doubt := commit.doubt) is not None:
-            done = await turn.written(self.shard, conn, doubt.turn)
+            done = resumed.done
             if done is None:
                 done = not any(row[0] in by_wf for row in doubt.turn.waits)
             commit.doubt = None
@@ -185,7 +190,7 @@ class Link:
         rows: dict[int, dict[int, int]] = defaultdict(dict)
         for h in held:
             rows[h.batch][h.wf] = h.attempt
-        commit.receipts.replace(rows, batches)
+        commit.receipts.replace(rows, resumed.batches)
         suspending = commit.suspending()
         unseen = [h for h in held if h.wf not in commit.runs and h.wf not in suspending]
         log.info(
@@ -211,6 +216,9 @@ class Link:
         )
         self._commit.abandon()
         self._fence = None
+
+    def _renewed(self, until: float) -> None:
+        self._commit.valid_until = until
 
     def _took(self, peer: Peer, back: int) -> None:
         log.warning(

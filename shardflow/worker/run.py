@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 
+#: Seconds between looks whether a lease that was not renewed in time is held after all. Until that is known no step
+#: begins: a worker that was frozen or cut off would run what its peers have run already.
+STALE_LOOK = 0.05
+
+
 class Detached(BaseException):
     """Ends the thread of a workflow that this worker must not go on with. Not an error of the workflow."""
 
@@ -34,6 +39,7 @@ class Sink(Protocol):
 
     loop: asyncio.AbstractEventLoop
     threads: ThreadPoolExecutor
+    valid_until: float  # the time of the loop's clock until which the lease surely lasts
 
     def checkpoint(
         self, run: Run, seq: int, name: str, attempts: int, output: bytes | None, error: str | None
@@ -192,6 +198,8 @@ class Run:
     async def _step(self, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         attempts = 0
         while True:
+            while self.sink.loop.time() > self.sink.valid_until and not self.closed:  # noqa: ASYNC110  # rare
+                await asyncio.sleep(STALE_LOOK)
             if self.closed:  # whatever the workflow's code makes of its cancellation, it runs no step here
                 raise asyncio.CancelledError
             attempts += 1
@@ -231,6 +239,9 @@ class Run:
             return self._answer(step, recorded)
         attempts = 0
         while True:
+            assert self._halt is not None
+            while self.sink.loop.time() > self.sink.valid_until and not self.closed:
+                self._halt.wait(STALE_LOOK)
             if self.closed:
                 raise Detached
             attempts += 1
@@ -250,7 +261,6 @@ class Run:
                 info = describe(failure)
                 self._checkpoint_blocking(seq, step.name, attempts, None, to_json(info))
                 raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
-            assert self._halt is not None
             self._halt.wait(step.retry.delay(attempts, random.random()))
 
     def _checkpoint_blocking(

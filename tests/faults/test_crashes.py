@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,18 +77,22 @@ class Stage:
         )
         return sum(self.ask(i, query) for i in range(len(self.servers)))
 
+    def leases_of(self, worker: subprocess.Popen[str]) -> int:
+        query = f"SELECT count(*) FROM shardflow.lease WHERE worker LIKE '%:{worker.pid}:%'"
+        return sum(self.ask(i, query) for i in range(len(self.servers)))
+
     def verdict(self, acknowledged: set[str]) -> Verdict:
         with self.ledger.open() as lines:
             return check(lines, acknowledged, {server.name: server.dsn for server in self.servers})
 
 
 @contextmanager
-def stage(tmp_path: Path, mutants: list[str] | None = None) -> Iterator[Stage]:
+def stage(tmp_path: Path, mutants: list[str] | None = None, ttl: float = 4) -> Iterator[Stage]:
     with ExitStack() as stack:
         servers = stack.enter_context(Servers(3))
         path = tmp_path / "cluster.yaml"
         shards = [{"name": server.name, "dsn": server.dsn} for server in servers]
-        path.write_text(yaml.safe_dump({"name": "faults", "slots": 64, "shards": shards, "lease": {"ttl": 4}}))
+        path.write_text(yaml.safe_dump({"name": "faults", "slots": 64, "shards": shards, "lease": {"ttl": ttl}}))
         asyncio.run(cluster.init(shardflow.load_config(path)))
         made = Stage(servers, path, tmp_path / "ledger", mutants or [])
         try:
@@ -134,6 +139,24 @@ def test_killed_worker_and_killed_server_lose_nothing_and_repeat_nothing(tmp_pat
         assert verdict.clean, verdict
         assert len(acknowledged) == COUNT
         assert verdict.replays > 0, "no workflow was replayed: the faults hit nothing"
+
+
+def test_a_worker_frozen_beyond_its_lease_repeats_nothing_when_it_wakes_up(tmp_path: Path) -> None:
+    with stage(tmp_path, ttl=2) as on, shardflow.Client.from_config(on.config) as client:
+        frozen, _ = on.start_worker(), on.start_worker()
+        calls = [worker_main.chain.call(f"run-{i}").set(id=f"run-{i}") for i in range(1500)]
+        acknowledged = {handle.id for handle in client.submit_many(calls)}
+        until(lambda: on.claims_of(frozen) >= 50, "the worker to be frozen holds claims")
+        frozen.send_signal(signal.SIGSTOP)
+        held = on.claims_of(frozen)
+        assert held > 0, "the fault came after the work was done"
+        until(lambda: on.leases_of(frozen) == 0, "its leases are ended")
+        until(lambda: on.ended() == 1500, "its work ends elsewhere")
+        frozen.send_signal(signal.SIGCONT)
+        until(lambda: on.leases_of(frozen) == len(on.servers), "it goes on with new leases")
+        verdict = on.verdict(acknowledged)
+        assert verdict.clean, verdict
+        assert verdict.replays >= held
 
 
 def test_the_ledger_turns_red_when_workflows_go_on_before_the_commit(tmp_path: Path) -> None:

@@ -119,12 +119,14 @@ async def test_a_resume_shuts_the_old_connection_out(shard_config: ClusterConfig
         holder = await hand.holder("a")
         await hand.submit(holder.writing, "a", "b")
         (row,) = await holder.claim(1)
-        epoch = await leases.resume(hand.shard, await hand.conn(), holder.fence.lease, 60)
-        assert epoch == holder.fence.epoch + 1
+        resumed = await leases.resume(hand.shard, await hand.conn(), holder.fence.lease, 60)
+        assert resumed is not None
+        assert resumed.epoch == holder.fence.epoch + 1
+        assert [h.wf for h in resumed.held] == [row.wf]
         with pytest.raises(LeaseLost, match="epoch 1 is not held"):
             await holder.turn(steps=[step(row.wf)])
         assert one(shard_config, "SELECT count(*) FROM step") == 0
-        holder.fence = replace(holder.fence, epoch=epoch)
+        holder.fence = replace(holder.fence, epoch=resumed.epoch)
         await holder.turn(steps=[step(row.wf)])
         assert await leases.resume(hand.shard, await hand.conn(), holder.fence.lease + 1, 60) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +15,19 @@ from support.work import Gate, running
 
 import shardflow.storage.submissions
 import shardflow.storage.turn
+import shardflow.storage.turn as turns
 import shardflow.worker.link
-from shardflow import App, AsyncClient, ClusterConfig, LeaseConfig, PoolConfig, ShardUnavailable, SubmitUncertain
+from shardflow import (
+    App,
+    AsyncClient,
+    ClusterConfig,
+    LeaseConfig,
+    PoolConfig,
+    ShardUnavailable,
+    SubmitUncertain,
+    Worker,
+)
+from shardflow.storage import leases
 
 MakeCluster = Callable[..., ClusterConfig]
 #: Long enough that no lease is ended in these tests: what is lost is the connection alone.
@@ -288,3 +300,61 @@ async def test_waiting_for_a_result_survives_lost_connections(shard_config: Clus
             await until(lambda: terminate(shard_config, "client"))
         gate.open()
         assert await waiting == "done"
+
+
+async def test_a_lease_ended_right_after_its_resume_acknowledges_nothing_of_a_peer(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-example of docs/model.md: a peer records the step of the turn in doubt with a value of its own.
+
+    Looked up after the resume's transaction, that checkpoint would be taken for the worker's own.
+    """
+    config = make_cluster(shards=1)
+    values, seconds = itertools.count(1), list[int]()
+    hold = asyncio.Event()
+    app = App("peer")
+
+    @app.step
+    async def draw() -> int:
+        return next(values)
+
+    @app.step
+    async def use(value: int) -> int:
+        seconds.append(value)
+        await hold.wait()
+        return value
+
+    @app.workflow
+    async def work() -> int:
+        return await use(await draw())
+
+    commit, resume = turns.commit, leases.resume
+    lost, peers = list[bool](), list[Worker]()
+
+    async def lossy(shard: Any, conn: Any, fence: Any, turn: Any) -> Any:
+        if turn.steps and not lost:
+            lost.append(True)
+            await conn.close()
+            raise ShardUnavailable("the turn never reached the server", shard=shard.name)
+        return await commit(shard, conn, fence, turn)
+
+    async def overtaken(shard: Any, conn: Any, lease: int, *rest: Any) -> Any:
+        found = await resume(shard, conn, lease, *rest)
+        rows(config, "SELECT end_lease(%s, 1)", lease)
+        peers.append(Worker(config, app, name="peer"))
+        await peers[0].start()
+        await until(lambda: one(config, "SELECT count(*) FROM step") == 1)
+        return found
+
+    monkeypatch.setattr(turns, "commit", lossy)
+    monkeypatch.setattr(leases, "resume", overtaken)
+    async with AsyncClient(config) as client:
+        worker = Worker(config, app, name="first")
+        await worker.start()
+        handle = await client.submit(work, id="w")
+        await until(lambda: one(config, "SELECT count(*) FROM lease") == 2 and len(seconds) >= 1)
+        hold.set()
+        recorded = await handle.result(20)
+        await worker.stop(grace=1)
+        await peers[0].stop(grace=1)
+    assert seconds == [recorded], "a value that is recorded nowhere was acknowledged"
