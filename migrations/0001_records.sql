@@ -82,8 +82,8 @@ CREATE TABLE {schema}.claim (
 );
 
 -- name: step
--- A checkpoint, insert only: its primary key is "written once". `seq` counts the calls in its low 32 bits and the tasks
--- that the workflow's code makes in the high ones.
+-- A checkpoint, insert only: its primary key is "written once". `seq` counts the calls in its low 20 bits and says
+-- in the high ones which of the tasks that the workflow's code makes.
 CREATE TABLE {schema}.step (
     wf bigint NOT NULL,
     seq bigint NOT NULL,

@@ -11,11 +11,12 @@ import concurrent.futures
 import random
 import threading
 from collections.abc import Coroutine, Mapping
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..app import Step, Workflow
 from ..context import current
+from ..core.branches import Branch
 from ..core.failure import describe, from_json, to_json
 from ..errors import NonDeterminism, SerializationError, StepFailed, UsageError
 from ..model import Status
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 #: Seconds between looks whether a lease that was not renewed in time is held after all. Until that is known no step
 #: begins: a worker that was frozen or cut off would run what its peers have run already.
 STALE_LOOK = 0.05
+
+
+_branch: ContextVar[Branch] = ContextVar("shardflow_branch")
 
 
 class Detached(BaseException):
@@ -63,12 +67,12 @@ class Run:
         "_tasks",
         "attempt",
         "blocking",
+        "branch",
         "broken",
         "checkpoints",
         "closed",
         "id",
         "input",
-        "seq",
         "sink",
         "task",
         "thread",
@@ -94,12 +98,12 @@ class Run:
         self.attempt = attempt
         self.checkpoints = checkpoints
         self.blocking = not workflow.is_async
-        self.seq = 0
+        self.branch = Branch()
         self.thread: concurrent.futures.Future[Any] | None = None
         self.closed = False
         self.broken: NonDeterminism | None = None
         self.task: asyncio.Task[None] | None = None
-        self._tasks: dict[asyncio.Task[Any], list[int]] = {}
+        self._tasks: dict[asyncio.Task[Any], Branch] = {}
         self._halt: threading.Event | None = threading.Event() if self.blocking else None
 
     def start(self) -> None:
@@ -119,6 +123,7 @@ class Run:
         try:
             args, kwargs = codec.decode_call(self.input)
             current.set(self)
+            _branch.set(self.branch)
             if self.blocking:
                 value = await self._in_thread(self.workflow.function, args, kwargs)
             else:
@@ -178,19 +183,16 @@ class Run:
         return self._step(step, seq, args, kwargs)
 
     def _number(self) -> int:
-        """The number of a step: its place among the calls of its task, and which task.
-
-        Tasks that the workflow makes (`asyncio.gather` of coroutines with several steps each) count for themselves,
-        so that their pace, which no replay repeats, does not change any number.
-        """
+        """The number of the step that is called now, see `core.branches`."""
         task = asyncio.current_task()
         if task is self.task or task is None:
-            seq = self.seq
-            self.seq = seq + 1
-            return seq
-        counter = self._tasks.setdefault(task, [len(self._tasks) + 1 << 32])
-        counter[0] += 1
-        return counter[0] - 1
+            return self.branch.next()
+        branch = self._tasks.get(task)
+        if branch is None:
+            # A task inherits the branch of the one that made it, and stands for its own from here on.
+            branch = self._tasks[task] = _branch.get(self.branch).child()
+            _branch.set(branch)
+        return branch.next()
 
     async def _replayed(self, step: Step[..., Any], recorded: Checkpoint) -> Any:
         return self._answer(step, recorded)
@@ -233,8 +235,7 @@ class Run:
                 f"step {step.name!r} is a plain `def` and would stop the event loop in workflow"
                 f" {self.workflow.name!r}, which is `async def`: call `await {step.name}.aio(...)`"
             )
-        seq = self.seq
-        self.seq = seq + 1
+        seq = self.branch.next()
         if (self.checkpoints or self.broken) and (recorded := self._recorded(step, seq)):
             return self._answer(step, recorded)
         attempts = 0
