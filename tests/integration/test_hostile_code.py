@@ -113,6 +113,45 @@ async def test_branches_of_branches_get_their_own_values_back(shard_config: Clus
     assert sum(ran.values()) == 13
 
 
+@pytest.mark.xfail(strict=True, reason="a task that calls no step itself is no branch: whose are its children?")
+async def test_tasks_of_a_branch_without_steps_of_its_own_get_their_own_values_back(
+    shard_config: ClusterConfig,
+) -> None:
+    """As `asyncio.wait_for` makes them of coroutines before Python 3.12: a task inside of a gathered one."""
+    app, ran, gate, b_is_through = App(), Counter[str](), Gate(), asyncio.Event()
+
+    @app.step
+    async def echo(what: str) -> str:
+        ran[what] += 1
+        if what == "a1":
+            await b_is_through.wait()
+        elif what == "a3":
+            await gate.wait()
+        return what
+
+    async def leaf(what: str) -> str:
+        return await echo(what)
+
+    async def branch(name: str) -> list[str]:
+        found = [await asyncio.create_task(leaf(f"{name}{n}")) for n in range(1, 4)]
+        if name == "b":
+            b_is_through.set()
+        return found
+
+    @app.workflow
+    async def work() -> list[list[str]]:
+        return list(await asyncio.gather(branch("a"), branch("b")))
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app) as first:
+        handle = await client.submit(work)
+        await until(lambda: gate.arrived == 1)
+        await first.leave()
+        gate.open()
+        async with running(shard_config, app):
+            assert await handle.result(10) == [["a1", "a2", "a3"], ["b1", "b2", "b3"]]
+    assert ran == {"a1": 1, "a2": 1, "a3": 2, "b1": 1, "b2": 1, "b3": 1}
+
+
 # -- exceptions that mean something to the machinery around the code
 
 
