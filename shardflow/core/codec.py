@@ -16,6 +16,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from shardflow.core.hints import resolve_hints
+from shardflow.core.payload import checked_size
 from shardflow.core.plain import key_text, path_key, to_plain
 from shardflow.core.records import Decoder, Mismatch
 from shardflow.core.typed import decoder_of
@@ -27,9 +28,6 @@ _SUPPORTED = (
     "use JSON values, dataclasses, TypedDict, NamedTuple, Enum, datetime, Decimal, UUID, bytes, sets or "
     "pydantic models"
 )
-#: Bytes of an encoded call or result at the most. Far larger ones would end the server's connection, not only fail.
-MAX_PAYLOAD = 8 << 20
-
 _EXACT = frozenset({NoneType, bool, int, str})
 _SAME: frozenset[Any] = _EXACT | {float}  # of a float that could be encoded, and so is finite
 _FAILURES = (TypeError, ValueError, RecursionError, AttributeError)
@@ -94,15 +92,6 @@ def same_after_roundtrip(value: Any) -> bool:
     """
     kind = type(value)
     return kind in _EXACT or (kind is float and math.isfinite(value))
-
-
-def checked_size(data: bytes, what: str) -> bytes:
-    """`data` itself. Raises `SerializationError` where it is larger than a payload may be."""
-    if len(data) > MAX_PAYLOAD:
-        raise SerializationError(
-            f"{what}: {len(data):,} bytes; a payload may have {MAX_PAYLOAD:,}: store it elsewhere, pass a reference"
-        )
-    return data
 
 
 class CallCodec:

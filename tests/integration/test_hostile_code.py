@@ -23,7 +23,7 @@ from shardflow import (
     Worker,
     WorkflowFailed,
 )
-from shardflow.core.codec import MAX_PAYLOAD
+from shardflow.core.payload import MAX_PAYLOAD
 
 # -- branches whose pace no replay repeats
 
