@@ -26,10 +26,20 @@ from .errors import (
     WorkflowFailed,
     WorkflowNotFound,
 )
-from .model import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig, Status, StepInfo, WorkflowInfo
+from .model import (
+    RELEASE,
+    ClusterConfig,
+    LeaseConfig,
+    PoolConfig,
+    RebalanceConfig,
+    ShardConfig,
+    Status,
+    StepInfo,
+    WorkflowInfo,
+)
 from .worker.worker import Worker
 
-__version__ = "0.1.0"
+__version__ = RELEASE
 
 __all__ = [
     "App",
@@ -47,6 +57,7 @@ __all__ = [
     "MigrationError",
     "NonDeterminism",
     "PoolConfig",
+    "RebalanceConfig",
     "ResultTimeout",
     "Retry",
     "SerializationError",

@@ -18,7 +18,7 @@ import yaml
 from shardflow.core.redact import redact_dsn
 from shardflow.core.suggest import did_you_mean
 from shardflow.errors import ConfigError
-from shardflow.model import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig
+from shardflow.model import ClusterConfig, LeaseConfig, PoolConfig, RebalanceConfig, ShardConfig
 
 MAX_SLOTS = 65_536
 
@@ -67,11 +67,13 @@ def parse(data: object, source: str, env: Mapping[str, str] | None = None) -> Cl
     `source` stands in front of every message; `env` as for `load`. Raises `ConfigError`.
     """
     reader = _Reader(source, os.environ if env is None else env)
-    top = reader.section(data, "", ("name", "slots", "shards", "lease", "pool"))
+    top = reader.section(data, "", ("name", "slots", "shards", "lease", "pool", "rebalance"))
     name = top.get("name", reader.name)
     slots = top.get("slots", reader.integer(1, MAX_SLOTS), 1024)
     shards = _shards(reader, top)
-    return ClusterConfig(name=name, shards=shards, slots=slots, lease=_lease(top), pool=_pool(top))
+    return ClusterConfig(
+        name=name, shards=shards, slots=slots, lease=_lease(top), pool=_pool(top), rebalance=_rebalance(top)
+    )
 
 
 def _shards(reader: _Reader, top: _Section) -> tuple[ShardConfig, ...]:
@@ -83,13 +85,14 @@ def _shards(reader: _Reader, top: _Section) -> tuple[ShardConfig, ...]:
     places: dict[tuple[str, str], str] = {}
     for i, item in enumerate(raw):
         path = f"shards[{i}]"
-        section = reader.section(item, path, ("name", "dsn", "schema", "weight", "pooler"))
+        section = reader.section(item, path, ("name", "dsn", "schema", "weight", "pooler", "labels"))
         shard = ShardConfig(
             name=section.get("name", reader.name),
             dsn=section.get("dsn", reader.dsn),
             schema=section.get("schema", reader.schema, "shardflow"),
             weight=section.get("weight", reader.weight, 1.0),
             pooler=section.get("pooler", reader.boolean, False),
+            labels=section.get("labels", reader.names, ()),
         )
         if shard.name in names:
             raise reader.error(f"{path}.name", f"{shard.name!r} is the name of {names[shard.name]} already")
@@ -125,6 +128,23 @@ def _lease(top: _Section) -> LeaseConfig:
     if lease.watch > ttl:
         raise reader.error("lease.watch", f"must not be more than ttl ({ttl:g} s)")
     return lease
+
+
+def _rebalance(top: _Section) -> RebalanceConfig:
+    default = RebalanceConfig()
+    section = top.section("rebalance", ("min_group", "max_group", "interval", "cooldown", "moves"))
+    reader = section.reader
+    most = section.get("max_group", reader.integer(1, 10_000), default.max_group)
+    found = RebalanceConfig(
+        min_group=section.get("min_group", reader.integer(1, 10_000), min(default.min_group, most)),
+        max_group=most,
+        interval=section.get("interval", reader.duration, default.interval),
+        cooldown=section.get("cooldown", reader.duration, default.cooldown),
+        moves=section.get("moves", reader.integer(1, 10_000), default.moves),
+    )
+    if found.max_group < found.min_group:
+        raise reader.error("rebalance.max_group", f"is {most}, less than min_group ({found.min_group})")
+    return found
 
 
 def _pool(top: _Section) -> PoolConfig:
@@ -188,6 +208,11 @@ class _Reader:
                 path, f"must be 1 to 63 letters, digits, '_', '.' or '-', the first no sign, {_found(value)}"
             )
         return text
+
+    def names(self, path: str, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise self.error(path, f"must be a list of names, {_found(value)}")
+        return tuple(self.name(f"{path}[{i}]", item) for i, item in enumerate(value))
 
     def schema(self, path: str, value: object) -> str:
         text = self.text(path, value)

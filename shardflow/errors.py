@@ -58,6 +58,13 @@ class ShardBusy(ShardUnavailable):
     """A shard answers, but could not do this now: no free connection, a deadlock, a lock that is held."""
 
 
+class ShardReadOnly(ShardUnavailable):
+    """A shard answers, but takes no writes now: a standby, one set so by its operator, or one without disk space.
+
+    Nothing was written.
+    """
+
+
 class SubmitUncertain(ShardUnavailable):
     """The connection was lost while a submit was under way: it may have been accepted or not.
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+#: Of this code; `pyproject.toml` has the same.
+RELEASE = "0.1.0"
+
 DEFAULT_QUEUE = "default"
 
 
@@ -37,7 +40,8 @@ class ShardConfig:
     """One schema on one Postgres server.
 
     `weight` is the shard's share of the slots relative to the others'. `pooler=True` says that a transaction
-    pooler stands in between: no LISTEN, no session locks, no prepared statements.
+    pooler stands in between: no LISTEN, no session locks, no prepared statements. Only workers that have all of its
+    `labels` serve it.
     """
 
     name: str
@@ -45,6 +49,7 @@ class ShardConfig:
     schema: str = "shardflow"
     weight: float = 1.0
     pooler: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,22 @@ class LeaseConfig:
     ttl: float = 10.0
     renew: float = 2.5
     watch: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceConfig:
+    """How workers are divided among the shards.
+
+    Each reachable shard keeps `min_group` workers where there are enough, and never gets more than `max_group`.
+    `interval`: seconds between looks at the cluster. `cooldown`: seconds between moves for load. `moves`: leases that
+    may move at one look, beyond those that a shard with fewer than `min_group` workers needs.
+    """
+
+    min_group: int = 2
+    max_group: int = 16
+    interval: float = 1.0
+    cooldown: float = 10.0
+    moves: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +96,7 @@ class ClusterConfig:
     slots: int = 1024
     lease: LeaseConfig = field(default_factory=LeaseConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
+    rebalance: RebalanceConfig = field(default_factory=RebalanceConfig)
 
     def shard(self, name: str) -> ShardConfig:
         for shard in self.shards:

@@ -33,6 +33,8 @@ def list_(settings: Settings, as_json: bool) -> None:
                 "opened_at": row.opened_at,
                 "expires_at": row.expires_at,
                 "expired": row.expired,
+                "claiming": row.claiming,
+                "queues": row.queues,
                 "claimed": row.claimed,
             }
             for name, row in found
@@ -40,9 +42,31 @@ def list_(settings: Settings, as_json: bool) -> None:
         emit_json({"leases": data, "unreachable": answers.unreachable})
     else:
         table(
-            ("lease", "shard", "worker", "epoch", "opened at", "expires at", "expired", "claimed"),
+            (
+                "lease",
+                "shard",
+                "worker",
+                "epoch",
+                "opened at",
+                "expires at",
+                "expired",
+                "claiming",
+                "queues",
+                "claimed",
+            ),
             [
-                (row.lease, name, row.worker, row.epoch, row.opened_at, row.expires_at, row.expired, row.claimed)
+                (
+                    row.lease,
+                    name,
+                    row.worker,
+                    row.epoch,
+                    row.opened_at,
+                    row.expires_at,
+                    row.expired,
+                    row.claiming,
+                    row.queues,
+                    row.claimed,
+                )
                 for name, row in found
             ],
         )

@@ -21,7 +21,7 @@ from typing import NoReturn
 from ..app import App
 from ..errors import InvalidInput, ShardflowError, UsageError
 from ..model import ClusterConfig
-from ..worker.worker import Worker, tune_process
+from ..worker.worker import MAX_LEASES, Worker, tune_process
 from .output import ERROR, OK, USAGE, exit_code, say
 
 log = logging.getLogger("shardflow.cli")
@@ -40,6 +40,9 @@ class Options:
     name: str | None = None
     grace: float = 30.0
     supervisor: int | None = None
+    labels: tuple[str, ...] = ()
+    max_leases: int | None = None
+    code_version: str = ""
 
 
 def serve(config: ClusterConfig, load: Callable[[], App], options: Options) -> NoReturn:
@@ -61,6 +64,9 @@ def serve(config: ClusterConfig, load: Callable[[], App], options: Options) -> N
                 queues=options.queues or None,
                 shards=options.shards or None,
                 name=options.name,
+                labels=options.labels,
+                max_leases=options.max_leases or MAX_LEASES,
+                code_version=options.code_version,
             )
             code = await _work(worker, stop, options.grace)
         except ShardflowError as error:

@@ -39,16 +39,17 @@ class AsyncHandle(Generic[T]):
         """Waits for the workflow's end and returns its result, typed by its annotation.
 
         Arguments: `timeout` in seconds (None: for ever). Raises WorkflowFailed where it ended with an error,
-        ResultTimeout where it has not ended in time: it goes on, and can be asked again.
+        ResultTimeout where it has not ended in time: it goes on, and can be asked again; WorkflowNotFound where its
+        shard has lost it, which a failover to a standby that was behind can do.
         """
         if timeout is not None and timeout < 0:
             raise InvalidInput(f"timeout must be 0 or more seconds, or None, not {timeout!r}")
         try:
             if timeout == 0:
-                outcome = await self._client.waiter(self.shard).now(self._wf)
+                outcome = await self._client.waiter(self.shard).now(self.id, self._wf)
             else:
                 async with asyncio.timeout(timeout):
-                    outcome = await self._client.waiter(self.shard).outcome(self._wf)
+                    outcome = await self._client.waiter(self.shard).outcome(self.id, self._wf)
         except TimeoutError:
             raise ResultTimeout(f"workflow {self.id!r} has not ended within {timeout} s; it goes on") from None
         if outcome.status is not Status.SUCCEEDED:

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from ..core.retry import Retry
 from ..core.routing import slot_of
 from ..core.slotmap import SlotMap
-from ..errors import MapChanged, ShardBusy, ShardflowError, ShardUnavailable, SubmitUncertain, WorkflowConflict
+from ..errors import (
+    MapChanged,
+    ShardBusy,
+    ShardflowError,
+    ShardReadOnly,
+    ShardUnavailable,
+    SubmitUncertain,
+    WorkflowConflict,
+)
 from ..model import ClusterConfig
 from ..storage import submissions
 from ..storage.submissions import NewWorkflow
@@ -26,6 +34,9 @@ from .router import Router
 _BACKOFF = Retry(attempts=2, initial=0.05, factor=2.0, maximum=1.0, jitter=0.3)
 #: Seconds to wait for a connection before an id of our own choice is drawn anew for another shard.
 REDRAW_AFTER = 1.0
+#: What a slow server takes in a second, for the time that it is given: workflows, and bytes of their inputs.
+SLOW_ROWS = 2_000
+SLOW_BYTES = 1_000_000
 
 
 @dataclass(slots=True)
@@ -111,16 +122,19 @@ class Sender:
     async def _try(self, slot_map: SlotMap, shard: str, items: Sequence[Item]) -> None:
         pool = self._router.pool(shard)
         generation = await self._router.generation(slot_map, shard)
-        async with pool.connection(min(REDRAW_AFTER, self._timeout) if _free(items) else None) as conn:
+        size = sum(len(item.input) for item in items)
+        seconds = self._timeout + len(items) / SLOW_ROWS + size / SLOW_BYTES
+        wait = min(REDRAW_AFTER, self._timeout) if _free(items) else None
+        async with pool.connection(wait, answer=seconds) as conn:
             new = [NewWorkflow(i.id, i.name, i.queue, i.slot, i.input) for i in items]
             made: dict[str, int] | None = None
             try:
-                made = await submissions.submit(pool.shard, conn, generation, new)
+                made = await submissions.submit(pool.shard, conn, generation, new, seconds)
                 there = [item.id for item in items if item.id not in made]
                 known = await submissions.existing(pool.shard, conn, there) if there else {}
             except ShardUnavailable as error:
-                # A busy server has rolled back; of a lost connection nobody knows.
-                if made is not None or not isinstance(error, ShardBusy):
+                # A server that is busy or takes no writes has rolled back; of a lost connection nobody knows.
+                if made is not None or not isinstance(error, ShardBusy | ShardReadOnly):
                     for item in items:
                         item.sent = True
                 raise

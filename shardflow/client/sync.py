@@ -14,6 +14,7 @@ from .. import config as configuration
 from ..app import Call, Workflow
 from ..errors import UsageError
 from ..model import ClusterConfig, Status, StepInfo, WorkflowInfo
+from ..storage.ending import end
 from .aio import AsyncClient
 from .handle import AsyncHandle
 
@@ -54,10 +55,7 @@ class _Background:
 
     async def _cancel_others(self) -> None:
         """Ends the calls of other threads, which would otherwise wait for ever."""
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await end(task for task in asyncio.all_tasks() if task is not asyncio.current_task())
 
     def close(self) -> None:
         """Ends the loop and what is under way in it."""

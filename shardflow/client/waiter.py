@@ -2,6 +2,7 @@
 
 Each awaited workflow is asked for at growing intervals, a share of the time it has been waited for, so that short
 ones are seen at once and long ones cost little; whatever is due within the same moment is asked for in one query.
+Nobody waits for what is not there: a failover may have lost a workflow that was acknowledged.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import logging
 import random
 
-from ..errors import ShardflowError, UsageError
+from ..errors import ShardflowError, UsageError, WorkflowNotFound
+from ..storage.ending import end
 from ..storage.pools import Pool
-from ..storage.submissions import Outcome, outcomes
+from ..storage.shard import Conn, reads_only
+from ..storage.submissions import Outcome, keys, outcomes
 
 log = logging.getLogger("shardflow.client")
 
@@ -20,16 +23,20 @@ log = logging.getLogger("shardflow.client")
 LEAST = 0.002
 MOST = 0.5
 SHARE = 0.15
+#: Seconds between two asks whether a workflow that has not ended is there at all.
+CHECK_EVERY = 5.0
 #: Workflows asked for in one query at the most.
 BATCH = 5_000
 
 
 class Awaited:
-    """A workflow somebody waits for."""
+    """A workflow somebody waits for: `wf` is its key as far as is known, `check` when to ask whether it is there."""
 
-    __slots__ = ("due", "since", "waiters")
+    __slots__ = ("check", "due", "since", "waiters", "wf")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, wf: int, now: float) -> None:
+        self.wf = wf
+        self.check = now + CHECK_EVERY
         self.since = now
         self.due = now
         self.waiters: set[asyncio.Future[Outcome]] = set()
@@ -44,16 +51,19 @@ class Waiter:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._awaited: dict[int, Awaited] = {}
+        self._awaited: dict[str, Awaited] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def outcome(self, wf: int) -> Outcome:
-        """The end of the workflow with that key, when it comes. Survives a shard that is away for a while."""
+    async def outcome(self, id: str, wf: int) -> Outcome:
+        """The end of the workflow with that id and key, when it comes. Survives a shard that is away for a while.
+
+        Raises WorkflowNotFound when the shard answers that it has no such id.
+        """
         loop = asyncio.get_running_loop()
-        awaited = self._awaited.get(wf)
+        awaited = self._awaited.get(id)
         if awaited is None:
-            awaited = self._awaited[wf] = Awaited(loop.time())
+            awaited = self._awaited[id] = Awaited(wf, loop.time())
         waiter: asyncio.Future[Outcome] = loop.create_future()
         awaited.waiters.add(waiter)
         self._changed.set()
@@ -63,13 +73,22 @@ class Waiter:
             return await waiter
         finally:
             awaited.waiters.discard(waiter)
-            if not awaited.waiters and self._awaited.get(wf) is awaited:
-                del self._awaited[wf]
+            if not awaited.waiters and self._awaited.get(id) is awaited:
+                del self._awaited[id]
 
-    async def now(self, wf: int) -> Outcome:
-        """The end of the workflow with that key if it has ended; raises TimeoutError if not."""
+    async def now(self, id: str, wf: int) -> Outcome:
+        """The end of the workflow with that id and key if it has ended; raises TimeoutError if not.
+
+        Raises WorkflowNotFound where the shard has no such id.
+        """
+        shard = self._pool.shard
         async with self._pool.connection() as conn:
-            found = await outcomes(self._pool.shard, conn, [wf])
+            found = await outcomes(shard, conn, [wf])
+            if not found or found[0].id != id:
+                there = await keys(shard, conn, [id])
+                if id not in there:
+                    raise self._lost(id)
+                found = await outcomes(shard, conn, [there[id]]) if there[id] != wf else []
         if not found:
             raise TimeoutError
         return found[0]
@@ -77,8 +96,7 @@ class Waiter:
     async def close(self) -> None:
         """Stops asking; whoever waits is cancelled."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
         for awaited in list(self._awaited.values()):
             for waiter in awaited.waiters:
                 waiter.cancel()
@@ -99,10 +117,12 @@ class Waiter:
             # What is due a moment later goes along: one query costs more than a row in it.
             began = loop.time()
             horizon = began + LEAST
-            due = [wf for wf, a in self._awaited.items() if a.due <= horizon][:BATCH]
+            due = [id for id, a in self._awaited.items() if a.due <= horizon][:BATCH]
             try:
                 async with self._pool.connection() as conn:
-                    found = await outcomes(self._pool.shard, conn, due)
+                    found = await outcomes(self._pool.shard, conn, [self._awaited[id].wf for id in due])
+                    self._deliver(found)
+                    await self._check(conn, [id for id in due if id in self._awaited])
                 failures = 0
             except UsageError as error:  # the client is closed
                 self._give_up(error)
@@ -117,12 +137,36 @@ class Waiter:
                 )
                 await asyncio.sleep(pause)
                 continue
-            self._deliver(found)
             now = loop.time()
             rested = now + (now - began)  # asking takes at most half of the time
-            for wf in due:
-                if wf in self._awaited:
-                    self._awaited[wf].postpone(now)
+            for id in due:
+                if id in self._awaited:
+                    self._awaited[id].postpone(now)
+
+    async def _check(self, conn: Conn, ids: list[str]) -> None:
+        """Asks now and then whether what is awaited is there, and under which key."""
+        now = asyncio.get_running_loop().time()
+        doubtful = [id for id in ids if self._awaited[id].check <= now]
+        if not doubtful or reads_only(conn):  # a standby may be behind
+            return
+        there = await keys(self._pool.shard, conn, doubtful)
+        for id in doubtful:
+            if (awaited := self._awaited.get(id)) is None:
+                continue
+            if id in there:
+                awaited.wf, awaited.check = there[id], now + CHECK_EVERY
+                continue
+            del self._awaited[id]
+            for waiter in awaited.waiters:
+                if not waiter.done():
+                    waiter.set_exception(self._lost(id))
+
+    def _lost(self, id: str) -> WorkflowNotFound:
+        return WorkflowNotFound(
+            f"workflow {id!r} is not there: shard {self._pool.shard.name!r} answers that it has no such id, so what"
+            " was submitted was lost, by a failover or a restore; submit it again",
+            workflow_id=id,
+        )
 
     def _give_up(self, error: UsageError) -> None:
         for awaited in self._awaited.values():
@@ -133,7 +177,10 @@ class Waiter:
 
     def _deliver(self, found: list[Outcome]) -> None:
         for outcome in found:
-            awaited = self._awaited.pop(outcome.wf, None)
-            for waiter in awaited.waiters if awaited is not None else ():
+            awaited = self._awaited.get(outcome.id)
+            if awaited is None or awaited.wf != outcome.wf:
+                continue  # another workflow has the key of one that was lost
+            del self._awaited[outcome.id]
+            for waiter in awaited.waiters:
                 if not waiter.done():
                     waiter.set_result(outcome)

@@ -28,6 +28,8 @@ from shardflow.errors import InvalidInput
 
 _DEFAULTS = Limits()
 
+_ROUNDS = 50  #: Every rule improves, so a few rounds do; what these find is good enough.
+
 
 def assign(
     workers: Iterable[WorkerFacts],
@@ -63,7 +65,7 @@ def assign(
     board = _Board(workers, shards, limits)
     board.adopt(present)
     board.enforce_limits()
-    while True:
+    for _ in range(_ROUNDS):
         changes = board.changes
         board.cover()
         board.trim()
@@ -172,7 +174,8 @@ class _Board:
     def spare(self, w: int, s: int, level: int | None = None) -> bool:
         """Whether each of the shard's items keeps `level` workers (None: `min_group`) without this one."""
         keep = self.limits.min_group if level is None else level
-        return self.shards[s].reachable and all(self.counts[i] > keep for i in self.items[w][s])
+        fixed = self.workers[w].pinned or not self.shards[s].reachable
+        return not fixed and all(self.counts[i] > keep for i in self.items[w][s])
 
     def may_join(self, w: int, s: int) -> bool:
         return bool(self.items[w][s]) and w not in self.groups[s]
@@ -181,10 +184,10 @@ class _Board:
         return self.shards[s].reachable and len(self.groups[s]) < self.limits.max_group
 
     def movable(self, w: int) -> list[int]:
-        return [s for s in sorted(self.leases[w]) if self.shards[s].reachable]
+        return [] if self.workers[w].pinned else [s for s in sorted(self.leases[w]) if self.shards[s].reachable]
 
     def by_leases(self) -> list[int]:
-        """Workers with two leases or more, those with most per place first."""
+        """Workers with two leases or more that can move, those with most per place first."""
         several = [w for _, _, w in self.order if len(self.leases[w]) > 1]
         return sorted(several, key=lambda w: (-len(self.leases[w]) / self.capacity[w], w))
 
@@ -196,7 +199,7 @@ class _Board:
                 s = index.get(name)
                 if s is None:
                     self.reasons[worker.name, name] = "the shard is not in the cluster any more"
-                elif self.items[w][s] or not self.shards[s].reachable:
+                elif self.items[w][s] or worker.pinned or not self.shards[s].reachable:
                     self.open(w, s, "held already")
                 elif name in worker.cut_off:
                     self.reasons[worker.name, name] = "the worker cannot reach the shard"
@@ -213,7 +216,10 @@ class _Board:
                 self.close(w, s, why)
         for s, shard in enumerate(self.shards):
             while shard.reachable and len(self.groups[s]) > self.limits.max_group:
-                w = min(self.groups[s], key=lambda w: (not self.spare(w, s, 1), -len(self.leases[w]), w))
+                free = [w for w in self.groups[s] if not self.workers[w].pinned]
+                if not free:
+                    break
+                w = min(free, key=lambda w: (not self.spare(w, s, 1), -len(self.leases[w]), w))
                 self.close(w, s, f"the group is larger than {self.limits.max_group}")
 
     def cover(self) -> None:

@@ -27,7 +27,8 @@ class WorkerFacts:
 
     `capacity` is its places (workflows at once), shared among its leases by what they ask for; a worker that drains
     has 0 and is given no lease. `queues` are those it dequeues from, none meaning all. `max_leases` bounds its
-    leases. `cut_off` names the shards that it cannot reach while others can.
+    leases. `cut_off` names the shards that it cannot reach while others can. One that is `pinned` keeps the leases it
+    has: they count, and are not for the rebalancer to move.
     """
 
     name: str
@@ -36,6 +37,7 @@ class WorkerFacts:
     labels: frozenset[str] = frozenset()
     max_leases: int = 1_000
     cut_off: frozenset[str] = frozenset()
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         if self.capacity < 0 or self.max_leases < 0:
@@ -46,8 +48,8 @@ class WorkerFacts:
 
     @property
     def most(self) -> int:
-        """How many leases it may hold."""
-        return self.max_leases if self.capacity > 0 else 0
+        """How many leases it may be given."""
+        return self.max_leases if self.capacity > 0 and not self.pinned else 0
 
 
 @dataclass(frozen=True, slots=True)

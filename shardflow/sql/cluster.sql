@@ -51,3 +51,7 @@ SELECT slot, state, shard FROM {schema}.slot ORDER BY slot
 -- name: write_slots
 -- Writes slots that are not yet known; what is known stays. Parameters, arrays: slots, states, shards.
 INSERT INTO {schema}.slot (slot, state, shard) SELECT * FROM unnest(%s, %s, %s) ON CONFLICT (slot) DO NOTHING
+
+-- name: timeline
+-- The timeline of the server, in hexadecimal; NULL on a standby.
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END

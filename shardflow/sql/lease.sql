@@ -1,8 +1,8 @@
 -- name: open
 -- A new lease; its id was never used before. Parameters: worker, whether its session tells that it lives, backend of
--- its commit loop, seconds to live.
-INSERT INTO {schema}.lease (worker, session, writer, expires_at)
-VALUES (%s, %s, %s, clock_timestamp() + make_interval(secs => %s))
+-- its commit loop, queues, seconds to live.
+INSERT INTO {schema}.lease (worker, session, writer, queues, expires_at)
+VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s))
 RETURNING lease, epoch
 
 -- name: live
@@ -26,7 +26,13 @@ UPDATE {schema}.lease SET epoch = epoch + 1, writer = %s, expires_at = clock_tim
 WHERE lease = %s RETURNING epoch
 
 -- name: peers
--- Leases that may be dead: past their time, or with a closed session. Parameters: own lease.
+-- Leases that may be dead: past their time, or with a closed session. The first row, without a lease, says whether nobody
+-- is elected here. Parameters: own lease.
+SELECT 0 AS lease, '' AS worker, false AS expired, NOT EXISTS (
+    SELECT FROM {schema}.election e WHERE e.expires_at > clock_timestamp()
+        AND (e.lease IS NULL OR EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = e.lease))
+) AS gone
+UNION ALL
 SELECT lease, worker, expires_at < clock_timestamp() AS expired,
        session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0)) AS gone
 FROM {schema}.lease WHERE lease <> %s
@@ -84,5 +90,5 @@ SELECT EXISTS (SELECT FROM {schema}.step WHERE wf = %s AND seq = %s)
 -- name: list
 -- All leases with what they hold.
 SELECT l.lease, l.worker, l.epoch, l.opened_at, l.expires_at, l.expires_at < clock_timestamp() AS expired,
-       coalesce(sum(cardinality(c.wfs)), 0)::bigint AS claimed
+       coalesce(sum(cardinality(c.wfs)), 0)::bigint AS claimed, l.queues, l.claiming
 FROM {schema}.lease l LEFT JOIN {schema}.claim c USING (lease) GROUP BY l.lease ORDER BY l.lease

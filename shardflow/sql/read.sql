@@ -1,6 +1,8 @@
 -- name: outcomes
--- The ends of those of these workflows that have ended. Parameters: wfs.
-SELECT wf, status, output, error FROM {schema}.outcome WHERE wf = ANY(%s)
+-- The ends of those of these workflows that have ended, with their ids: a key may stand for another workflow after a
+-- failover that lost some, and the subquery reads only what was found, by its key. Parameters: wfs.
+SELECT wf, (SELECT id FROM {schema}.workflow w WHERE w.wf = o.wf) AS id, status, output, error
+FROM {schema}.outcome o WHERE wf = ANY(%s)
 
 -- name: keys
 -- The narrow keys of these ids. Parameters: ids.

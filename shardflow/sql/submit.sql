@@ -1,3 +1,7 @@
+-- name: allow
+-- Gives the statements of this transaction so many milliseconds: a large batch takes its time. Parameters: text.
+SELECT set_config('statement_timeout', %s, true)
+
 -- name: admit
 -- Fails the transaction with SF002 unless the caller's generation is the shard's own. Parameters: generation.
 SELECT {schema}.admit(%s)

@@ -153,7 +153,7 @@ async def survey(config: ClusterConfig, shards: Sequence[Shard]) -> dict[str, Sh
     async def ask(shard: Shard) -> ShardView | ShardflowError:
         try:
             conn = await shard.connect("survey", connect_timeout=config.pool.connect_timeout)
-            async with conn:
+            async with conn, shard.deadline(conn, config.pool.timeout, "a survey of the slots"):
                 return await view(shard, conn, config)
         except ShardflowError as error:
             return error

@@ -65,6 +65,8 @@ class LeaseRow:
     expires_at: datetime
     expired: bool
     claimed: int
+    queues: list[str]
+    claiming: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +80,20 @@ class Resumed:
     done: bool | None
 
 
-async def open_lease(shard: Shard, conn: Conn, worker: str, ttl: float, writer: int | None = None) -> tuple[int, int]:
+async def open_lease(
+    shard: Shard, conn: Conn, worker: str, ttl: float, writer: int | None = None, queues: Sequence[str] = ()
+) -> tuple[int, int]:
     """Opens a lease for `ttl` seconds; answers (lease, epoch). The session stands for the worker's life.
 
-    `writer` is the server's process id of the connection that will write under the lease, where there is no pooler.
+    `writer` is the server's process id of the connection that will write under the lease, where there is no pooler;
+    `queues`, those that the worker serves.
     """
     sql = shard.statements("lease")
     session = not shard.config.pooler
     with shard.translate():
         async with conn.transaction():
             row = await (
-                await conn.execute(sql["open"], (worker, session, writer if session else None, ttl))
+                await conn.execute(sql["open"], (worker, session, writer if session else None, list(queues), ttl))
             ).fetchone()
             assert row is not None
             if session:
@@ -146,11 +151,12 @@ async def release(shard: Shard, conn: Conn, lease: int) -> int | None:
     return None if row is None else row[0]
 
 
-async def peers(shard: Shard, conn: Conn, own: int) -> list[Peer]:
-    """The other leases on the shard that are past their time or seem to have lost their session."""
+async def peers(shard: Shard, conn: Conn, own: int) -> tuple[list[Peer], bool]:
+    """The other leases that are past their time or seem to have lost their session; and whether nobody is elected."""
     with shard.translate():
         cursor = await conn.execute(shard.statements("lease")["peers"], (own,))
-        return [p for row in await cursor.fetchall() if (p := Peer(*row)).expired or p.gone]
+        vacancy, *rows = await cursor.fetchall()
+    return [p for row in rows if (p := Peer(*row)).expired or p.gone], vacancy[3]
 
 
 async def expire(shard: Shard, conn: Conn, peer: Peer) -> int | None:

@@ -12,9 +12,10 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from ..errors import ShardBusy, UsageError
+from ..errors import ShardBusy, ShardUnavailable, UsageError
 from ..model import PoolConfig
 from . import arrays
+from .deadline import Timer
 from .shard import Conn, Shard
 
 
@@ -22,7 +23,8 @@ class Pool:
     """Connections to one shard, opened at the first use.
 
     A connection that the server has closed is noticed before it is used, without a round trip, so that what fails
-    on a used one may have been sent, and what fails before was not.
+    on a used one may have been sent, and what fails before was not. One that fails, or whose server is no primary
+    any more, is not used again.
     """
 
     def __init__(self, shard: Shard, config: PoolConfig) -> None:
@@ -34,17 +36,18 @@ class Pool:
         self._closed = False
 
     @asynccontextmanager
-    async def connection(self, timeout: float | None = None) -> AsyncIterator[Conn]:
-        """A connection for a moment; waits at most `timeout` seconds for it.
+    async def connection(self, timeout: float | None = None, *, answer: float | None = None) -> AsyncIterator[Conn]:
+        """A connection for a moment; waits at most `timeout` seconds for it, and `answer` for what is asked on it.
 
-        Raises ShardUnavailable where none could be made, ShardBusy where all are in use, UsageError after `close`.
+        Both are the pool's timeout by default. Raises ShardUnavailable where none could be made or no answer came,
+        ShardBusy where all are in use, UsageError after `close`.
         """
         pool = await self._opened()
         with self.shard.translate():
             try:
                 conn = await pool.getconn(self._config.timeout if timeout is None else timeout)
             except PoolTimeout as error:
-                if self._in_use:
+                if self._in_use >= self._config.max_size:
                     raise ShardBusy(
                         f"shard {self.shard.name!r}: all {self._in_use} connections are in use (pool.max_size)",
                         shard=self.shard.name,
@@ -54,9 +57,16 @@ class Pool:
                 raise UsageError("the client is closed") from error
         self._in_use += 1
         try:
-            yield conn
+            async with self.shard.deadline(conn, answer or self._config.timeout, "a client's request"):
+                yield conn
+        except ShardUnavailable as error:
+            if not isinstance(error, ShardBusy):
+                await conn.close()
+            raise
         finally:
             self._in_use -= 1
+            if not conn.closed and self.shard.demoted(conn):
+                await conn.close()
             await pool.putconn(conn)
 
     async def _opened(self) -> AsyncConnectionPool[Conn]:
@@ -72,7 +82,7 @@ class Pool:
             self.shard.config.dsn,
             kwargs=self.shard.connect_arguments("client", self._config.connect_timeout),
             configure=_configure,
-            check=_check,
+            check=self._check,
             min_size=self._config.min_size,
             max_size=self._config.max_size,
             timeout=self._config.timeout,
@@ -90,16 +100,19 @@ class Pool:
             if self._pool is not None:
                 await self._pool.close()
 
+    async def _check(self, conn: AsyncConnection[Any]) -> None:
+        """Raises where the server has closed the connection. An idle one has nothing to say but goodbye."""
+        said = select.poll()  # select() cannot watch a descriptor above 1023
+        said.register(conn.fileno(), select.POLLIN)
+        if said.poll(0):
+            timer = Timer(conn, self._config.connect_timeout)
+            try:
+                await AsyncConnectionPool.check_connection(conn)
+            finally:
+                timer.stop()
+        if conn.closed:
+            raise psycopg.OperationalError("the connection is closed")
+
 
 async def _configure(conn: Conn) -> None:
     arrays.register(conn.adapters)
-
-
-async def _check(conn: AsyncConnection[Any]) -> None:
-    """Raises where the server has closed the connection. An idle one has nothing to say but goodbye."""
-    said = select.poll()  # select() cannot watch a descriptor above 1023
-    said.register(conn.fileno(), select.POLLIN)
-    if said.poll(0):
-        await AsyncConnectionPool.check_connection(conn)
-    if conn.closed:
-        raise psycopg.OperationalError("the connection is closed")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -11,9 +12,10 @@ from psycopg import AsyncConnection, IsolationLevel, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from .. import sql as statements
-from ..errors import ConfigError, LeaseLost, MapChanged, ShardBusy, ShardflowError, ShardUnavailable
+from ..errors import ConfigError, LeaseLost, MapChanged, ShardBusy, ShardflowError, ShardReadOnly, ShardUnavailable
 from ..model import ShardConfig
 from . import arrays
+from .deadline import Timer
 
 LEASE_LOST = "SF001"
 MAP_CHANGED = "SF002"
@@ -23,8 +25,17 @@ MAP_CHANGED = "SF002"
 #: is well but busy: rollback (deadlock), resources, locks.
 _UNAVAILABLE = ("08", "25", "57", "58")
 _BUSY = ("40", "53", "55")
+#: A transaction that only reads; no space left.
+_NO_WRITES = ("25006", "53100")
 _NOT_ALLOWED = ("28", "42")
 _UNDEFINED = ("3F000", "42P01", "42883")
+#: What a server says that has no timeline to tell, or none for this role.
+_UNKNOWN_TIMELINE = ("0A", "42", "55")
+
+#: Seconds that the server gives to a statement.
+STATEMENT_SECONDS = 30
+#: Roles, by the first word, whose statements may take as long as they need: they build indexes, count or measure.
+_UNHURRIED = frozenset({"init", "migrate", "cli", "bench", "demo"})
 
 Conn = AsyncConnection[tuple[Any, ...]]
 
@@ -55,6 +66,7 @@ class Shard:
             "bell_text": sql.Literal(self.bell),
         }
         self._loaded: dict[str, Statements] = {}
+        self._wants_primary: bool | None = None
 
     def statements(self, concern: str) -> Statements:
         """The named statements of `shardflow/sql/<concern>.sql` for this schema."""
@@ -80,16 +92,20 @@ class Shard:
             "tcp_user_timeout": 20_000,
         }
         if not self.config.pooler:
-            wanted["options"] = (
-                f"{given.get('options') or ''} -c idle_in_transaction_session_timeout=10s -c lock_timeout=10s"
-                " -c client_min_messages=warning -c TimeZone=UTC -c jit=off"
-                # The guards look again after they have waited for a lock, which needs this isolation level.
-                r" -c default_transaction_isolation=read\ committed"
-                # libpq's keepalives are those of our side; these make the server notice that we are gone.
-                " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
-                " -c tcp_user_timeout=20s"
-            ).strip()
-            given.pop("options", None)
+            wanted["options"] = " ".join(
+                (
+                    "-c idle_in_transaction_session_timeout=10s -c lock_timeout=10s",
+                    *([f"-c statement_timeout={STATEMENT_SECONDS}s"] if role.split()[0] not in _UNHURRIED else []),
+                    "-c client_min_messages=warning -c TimeZone=UTC -c jit=off",
+                    # libpq's keepalives are those of our side; these make the server notice that we are gone.
+                    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+                    "-c tcp_user_timeout=20s",
+                    # The last one wins, so the user's come behind.
+                    str(given.pop("options", None) or os.environ.get("PGOPTIONS", "")),
+                    # The guards look again after they have waited for a lock, which needs this isolation level.
+                    r"-c default_transaction_isolation=read\ committed",
+                )
+            )
         arguments = {key: value for key, value in wanted.items() if key not in given}
         arguments["autocommit"] = True
         arguments["prepare_threshold"] = None if self.config.pooler else 2
@@ -104,6 +120,57 @@ class Shard:
         arrays.register(conn.adapters)
         await conn.set_isolation_level(IsolationLevel.READ_COMMITTED)
         return conn
+
+    @asynccontextmanager
+    async def deadline(self, conn: Conn, seconds: float, what: str) -> AsyncIterator[None]:
+        """Gives the server so many seconds to answer all that the block asks on `conn`; then the connection is cut.
+
+        Raises ShardUnavailable naming `what` was not answered. What the server did of it is unknown then. A block
+        that ends in time although the timer has fired keeps its result; its connection is broken.
+        """
+        timer = Timer(conn, seconds)
+        try:
+            yield
+        except (ShardBusy, ShardReadOnly):  # the server has answered
+            raise
+        except (psycopg.Error, ShardUnavailable) as error:
+            if timer.fired and (not isinstance(error, psycopg.Error) or error.sqlstate is None):
+                raise ShardUnavailable(
+                    f"shard {self.name!r} does not answer: nothing came back within {seconds:g} s ({what});"
+                    " the connection was cut",
+                    shard=self.name,
+                ) from error
+            raise
+        finally:
+            timer.stop()
+
+    def demoted(self, conn: Conn) -> bool:
+        """Whether the dsn asks for a primary and this connection's server has said that it is none now.
+
+        Such a connection is to be closed: a new one finds the new primary. Asks nothing: Postgres reports it with
+        its answers.
+        """
+        if self._wants_primary is None:
+            wanted = conninfo_to_dict(self.config.dsn).get("target_session_attrs")
+            wanted = wanted or os.environ.get("PGTARGETSESSIONATTRS")
+            self._wants_primary = wanted in ("read-write", "primary")
+        return self._wants_primary and reads_only(conn)
+
+    async def timeline(self, conn: Conn) -> int:
+        """The server's timeline, which every promotion of a standby raises; 0 where the server does not tell.
+
+        Raises ShardUnavailable where it is a standby.
+        """
+        with self.translate():
+            try:
+                row = await (await conn.execute(self.statements("cluster")["timeline"])).fetchone()
+            except psycopg.Error as error:
+                if (error.sqlstate or "")[:2] in _UNKNOWN_TIMELINE:
+                    return 0
+                raise
+        if row is None or row[0] is None:
+            raise ShardUnavailable(f"shard {self.name!r}: the server is a standby", shard=self.name)
+        return int(row[0], 16)
 
     @contextmanager
     def translate(self) -> Iterator[None]:
@@ -127,6 +194,8 @@ class Shard:
             return ShardflowError(
                 f"shard {self.name!r}: {text}; has the cluster been initialised? Run `shardflow cluster init`"
             )
+        if state in _NO_WRITES:
+            return ShardReadOnly(f"shard {self.name!r} takes no writes now: {text}", shard=self.name)
         if state[:2] in _BUSY:
             return ShardBusy(f"shard {self.name!r} could not do it now: {text}", shard=self.name)
         if state[:2] in _UNAVAILABLE or (not state and isinstance(error, psycopg.OperationalError)):
@@ -134,3 +203,9 @@ class Shard:
         if state[:2] in _NOT_ALLOWED:
             return ShardflowError(f"shard {self.name!r}: the server refuses: {text}")
         return error
+
+
+def reads_only(conn: Conn) -> bool:
+    """Whether the server said with its last answer that it is a standby, or that transactions only read."""
+    status = conn.pgconn.parameter_status
+    return status(b"in_hot_standby") == b"on" or status(b"default_transaction_read_only") == b"on"

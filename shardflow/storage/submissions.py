@@ -9,7 +9,7 @@ from typing import Any
 from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
 from .arrays import Byteas, Int2s, Int4s, Int8s, Texts
-from .shard import Conn, Shard
+from .shard import STATEMENT_SECONDS, Conn, Shard
 from .turn import BEGIN, roll_back
 
 
@@ -30,14 +30,18 @@ class Outcome:
     """How a workflow ended."""
 
     wf: int
+    id: str
     status: Status
     output: bytes | None
     error: ErrorInfo | None
 
 
-async def submit(shard: Shard, conn: Conn, generation: int, new: Sequence[NewWorkflow]) -> dict[str, int]:
+async def submit(
+    shard: Shard, conn: Conn, generation: int, new: Sequence[NewWorkflow], seconds: float = 0.0
+) -> dict[str, int]:
     """Writes the workflows in one transaction and one round trip; answers id → key of those that are new.
 
+    The server may take `seconds` for it where they are more than its statements have anyway.
     Raises MapChanged where the shard is at another generation, ShardUnavailable where the connection failed: the
     outcome is then unknown.
     """
@@ -54,6 +58,8 @@ async def submit(shard: Shard, conn: Conn, generation: int, new: Sequence[NewWor
         with shard.translate():
             async with conn.pipeline():
                 await conn.execute(BEGIN)
+                if seconds > STATEMENT_SECONDS:
+                    await conn.execute(sql["allow"], (str(round(seconds * 1000)),))
                 await conn.execute(sql["admit"], (generation,))
                 made = await conn.execute(sql["insert"], columns)
                 await conn.execute(sql["ring"])
@@ -85,8 +91,8 @@ async def outcomes(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Outcome
     with shard.translate():
         cursor = await conn.execute(shard.statements("read")["outcomes"], (Int8s(wfs),), binary=True)
         return [
-            Outcome(wf, Status(status), output, from_json(error) if error is not None else None)
-            for wf, status, output, error in await cursor.fetchall()
+            Outcome(wf, id, Status(status), output, from_json(error) if error is not None else None)
+            for wf, id, status, output, error in await cursor.fetchall()
         ]
 
 

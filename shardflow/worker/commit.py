@@ -27,6 +27,9 @@ from .run import Run
 
 log = logging.getLogger("shardflow.worker")
 
+#: Seconds that a turn may remain unanswered before its connection is given up.
+PATIENCE = 30.0
+
 #: Due workflows woken in one turn at the most, and seconds between looks for them while busy.
 WAKE = 1_000
 WAKE_EVERY = 0.5
@@ -63,6 +66,7 @@ class CommitLoop:
         self.claims = Claims(queues, place, deaf=shard.config.pooler)
         self.doubt: Doubt | None = None
         self.draining = False
+        self.closing = False
         self.valid_until = 0.0
         self._queues = list(queues)
         self._place = place
@@ -114,6 +118,16 @@ class CommitLoop:
         self.draining = True
         self._awake.set()
 
+    def close(self, closing: bool) -> None:
+        """Whether to claim nothing more and let all that runs here run to its end. `serve` returns then."""
+        self.closing = closing
+        self.wake()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether nothing more is to be claimed."""
+        return self.draining or self.closing
+
     def abandon(self) -> None:
         """Closes every run and forgets all that was to be written: the lease is not held any more."""
         for run in list(self.runs.values()):
@@ -134,16 +148,17 @@ class CommitLoop:
         self._pending.put_back(gathered)
 
     async def serve(self, conn: Conn, fence: Fence) -> None:
-        """Turns until drained. Raises what `storage.turn.commit` raises; a turn in doubt is then in `doubt`."""
+        """Turns until drained or closed. Raises what `turn.commit` raises; a turn in doubt is then in `doubt`."""
         while True:
             gathered = self._pending.take()
             turn = self._compose(gathered)
             if turn is None:
-                if self.draining and not self.runs:
+                if self.leaving and not self.runs:
                     return
                 await self._sleep(conn)
                 continue
-            await self._commit(conn, fence, gathered or Gathered(), turn)
+            async with self.shard.deadline(conn, PATIENCE, "a turn"):
+                await self._commit(conn, fence, gathered or Gathered(), turn)
 
     # -- a turn
 
@@ -155,7 +170,7 @@ class CommitLoop:
                 self.receipts.resolve(run.wf)
             ending = len(gathered.ended)
             turn.dropped, turn.kept = self.receipts.settle(row[0] for row in gathered.waits)
-        if not self.draining:
+        if not self.leaving:
             now = self.loop.time()
             turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
             if turn.claim is not None:
@@ -229,15 +244,16 @@ class CommitLoop:
 
     async def _sleep(self, conn: Conn) -> None:
         self._awake.clear()
-        patience = IDLE_LOOK if self.draining else self.claims.patience(self.loop.time())
+        patience = IDLE_LOOK if self.leaving else self.claims.patience(self.loop.time())
         try:
             # Not wait_for, which before Python 3.12 can swallow a cancellation.
             async with asyncio.timeout(patience):
                 await self._awake.wait()
         except TimeoutError:
-            if not self.draining and self.claims.settled:
-                if await turns.probe(self.shard, conn, self._queues):
-                    self.claims.look()
+            if not self.leaving and self.claims.settled:
+                async with self.shard.deadline(conn, PATIENCE, "a look at the queues"):
+                    if await turns.probe(self.shard, conn, self._queues):
+                        self.claims.look()
                 self.claims.rest(self.loop.time())
 
     # -- poison

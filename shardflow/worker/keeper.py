@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 
 from ..errors import LeaseLost, ShardUnavailable
 from ..model import LeaseConfig
@@ -18,9 +19,13 @@ from ..storage.shard import Conn, Shard
 
 log = logging.getLogger("shardflow.worker")
 
-#: How often in a row, a `watch` interval apart, a peer's session must be seen closed before its lease is ended: a
-#: worker that merely lost its connection has this moment to come back.
+#: How often in a row a peer's session must be seen closed before its lease is ended, and how soon the second look
+#: comes: a worker that merely lost its connection has this moment to come back.
 SEEN_GONE = 2
+LOOK_AGAIN = 0.4
+#: Seconds after this worker's own connection was lost in which closed sessions of peers do not count: where the server
+#: had gone away, all of them were closed, and come back one after the other.
+PATIENCE = 2.5
 #: Seconds beyond its time after which the transaction that keeps a lease from being ended is cut off.
 LATE = 2.0
 
@@ -30,7 +35,9 @@ class Keeper:
 
     Arguments: `shard`; `config`, seconds; `lease`, its id; `epoch`, as the link knows it now (a call, since a resume
     changes it); `rang`, called when the bell rings; `renewed`, called with the time of the event
-    loop's clock until which the lease surely lasts; `took`, called with (peer, workflows put back) after a takeover.
+    loop's clock until which the lease surely lasts; `took`, called with (peer, workflows put back) after a takeover;
+    `chore`, done at every look at the peers, with the connection and whether nobody is elected on the shard;
+    `resumed`, whether the lease is older than the connection.
     """
 
     def __init__(
@@ -42,6 +49,9 @@ class Keeper:
         rang: Callable[[], None],
         renewed: Callable[[float], None],
         took: Callable[[Peer, int], None],
+        chore: Callable[[Conn, bool], Awaitable[None]],
+        *,
+        resumed: bool = False,
     ) -> None:
         self._shard = shard
         self._config = config
@@ -50,7 +60,9 @@ class Keeper:
         self._rang = rang
         self._renewed = renewed
         self._took = took
+        self._chore = chore
         self._gone: dict[int, int] = {}
+        self._patient_until = asyncio.get_running_loop().time() + (PATIENCE if resumed else 0.0)
 
     async def keep(self, conn: Conn) -> None:
         """Runs until cancelled. Raises LeaseLost when the lease is gone, ShardUnavailable with the connection."""
@@ -58,12 +70,13 @@ class Keeper:
         renew_at = watch_at = loop.time()
         while True:
             now = loop.time()
-            if now >= renew_at:
-                await self._renew(conn)
-                renew_at = loop.time() + self._config.renew
-            if now >= watch_at:
-                await self._watch(conn)
-                watch_at = loop.time() + self._config.watch
+            async with self._shard.deadline(conn, self._config.ttl, "keeping the lease"):
+                if now >= renew_at:
+                    await self._renew(conn)
+                    renew_at = loop.time() + self._config.renew
+                if now >= watch_at:
+                    await self._watch(conn)
+                    watch_at = loop.time() + min(self._config.watch, LOOK_AGAIN if self._gone else math.inf)
             await hear(self._shard, conn, min(renew_at, watch_at) - loop.time(), self._rang)
 
     async def _renew(self, conn: Conn) -> None:
@@ -74,8 +87,9 @@ class Keeper:
         self._renewed(began + self._config.ttl)
 
     async def _watch(self, conn: Conn) -> None:
-        dead = await leases.peers(self._shard, conn, self._lease)
-        seen = {peer.lease: self._gone.get(peer.lease, 0) + 1 for peer in dead if peer.gone}
+        dead, vacant = await leases.peers(self._shard, conn, self._lease)
+        patient = asyncio.get_running_loop().time() < self._patient_until
+        seen = {p.lease: self._gone.get(p.lease, 0) + 1 for p in dead if p.gone and not patient}
         for peer in dead:
             if peer.expired or seen.get(peer.lease, 0) >= SEEN_GONE:
                 seen.pop(peer.lease, None)
@@ -93,3 +107,4 @@ class Keeper:
                         extra={"shard": self._shard.name, "lease": peer.lease, "worker": peer.worker},
                     )
         self._gone = seen
+        await self._chore(conn, vacant)

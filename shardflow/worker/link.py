@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,8 +20,10 @@ from ..app import App
 from ..core.retry import Retry
 from ..errors import LeaseLost, MapChanged, ShardflowError
 from ..model import ClusterConfig
-from ..storage import bell, cluster, leases
+from ..storage import bell, cluster, leases, rebalance, registry
+from ..storage.ending import end
 from ..storage.leases import Peer, Resumed
+from ..storage.rebalance import Term
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Claimed, Fence
 from .commit import CommitLoop
@@ -31,10 +33,16 @@ from .run import Run
 
 log = logging.getLogger("shardflow.worker")
 
-_BACKOFF = Retry(attempts=2, initial=0.1, factor=2.0, maximum=5.0, jitter=0.3)
+_BACKOFF = Retry(attempts=2, initial=0.1, factor=2.0, maximum=1.5, jitter=0.3)
 
 #: Seconds before another lease is opened after one was lost, so that losing them again and again costs little.
 LOST_PAUSE = 0.1
+
+#: Every so many failures to reach the shard one is a warning, the others are for debugging.
+LOUD = 20
+
+#: Seconds for taking a lease up again: it may have to wait for a transaction of the former connection.
+HOLD = 30.0
 
 #: Seconds after which a workflow that this worker has no code for is offered again.
 UNKNOWN_DELAY = 15.0
@@ -44,7 +52,7 @@ class Link:
     """Serves one shard for a worker.
 
     Arguments: `shard`; `config`, the cluster's; `app`; `name`, the worker's; `queues` to serve; `places`, the
-    worker's; `threads`, for plain `def` functions.
+    worker's; `threads`, for plain `def` functions; `seat`, told of each change of the election on the shard.
     """
 
     def __init__(
@@ -56,16 +64,25 @@ class Link:
         queues: Sequence[str],
         places: Places,
         threads: ThreadPoolExecutor,
+        seat: Callable[[str, Term | None], None],
     ) -> None:
         self.shard = shard
         self.connected = asyncio.Event()
+        self.away_since: float | None = None
         self._config = config
         self._app = app
         self._name = name
+        self._queues = list(queues)
+        self._seat = seat
         self._place = places.add(self._woken)
         self._commit = CommitLoop(shard, queues, self._place, threads, self._begin)
         self._fence: Fence | None = None
         self._failures = 0
+        self._retiring = False
+        self._marked = True
+        self._seated = False
+        self._stand_at = 0.0
+        self._timeline = 0
 
     def _woken(self) -> None:
         self._commit.wake()
@@ -74,14 +91,23 @@ class Link:
         """Stops claiming; `serve` ends when every workflow has ended or stopped at a checkpoint."""
         self._commit.drain()
 
+    def retire(self) -> None:
+        """Steps back as soon as the others on the shard are enough: claims nothing more, and when all that runs here
+        has ended, gives the lease back; then `serve` ends."""
+        self._retiring = True
+
+    def revive(self) -> None:
+        """Goes on claiming after all."""
+        self._retiring = False
+
     @property
     def running(self) -> int:
         """Workflows of this shard that run here now."""
         return len(self._commit.runs)
 
     async def serve(self) -> None:
-        """Serves until drained; survives whatever the shard does."""
-        while True:
+        """Serves until drained or retired; survives whatever the shard does."""
+        while not (self._retiring and self._fence is None):
             try:
                 await self._session()
                 return
@@ -91,16 +117,20 @@ class Link:
             except MapChanged as error:
                 log.warning("the slot map changed", extra={"shard": self.shard.name, "error": str(error)})
             except Exception as error:
-                if self._commit.draining and not self._commit.runs:
+                if self._commit.leaving and not self._commit.runs:
                     return
                 await self._pause(error)
 
     async def _pause(self, error: Exception) -> None:
         self._failures += 1
         pause = _BACKOFF.delay(min(self._failures, 16), random.random())
-        extra = {"shard": self.shard.name, "error": str(error), "seconds": round(pause, 2)}
+        extra = {"shard": self.shard.name, "error": str(error), "seconds": round(pause, 2), "tries": self._failures}
         if isinstance(error, ShardflowError):
-            log.warning("shard lost; trying again", extra=extra)
+            log.log(
+                logging.WARNING if self._failures % LOUD == 1 else logging.DEBUG,
+                "shard lost; trying again",
+                extra=extra,
+            )
         else:  # a defect, or something never seen: it must not end the service of a shard
             log.error("unexpected error; trying again", extra=extra, exc_info=error)
         await asyncio.sleep(pause)
@@ -125,9 +155,12 @@ class Link:
     # -- one session: two connections under one lease
 
     async def _session(self) -> None:
+        if self.away_since is None:
+            self.away_since = self._commit.loop.time()
         async with await self._connect("keeper") as keeping, await self._connect("commit") as writing:
-            fence = await self._hold(keeping, writing)
-            await bell.listen(self.shard, keeping)
+            async with self.shard.deadline(keeping, HOLD, "a lease"), self.shard.deadline(writing, HOLD, "a lease"):
+                fence = await self._hold(keeping, writing)
+                await bell.listen(self.shard, keeping)
             keeper = Keeper(
                 self.shard,
                 self._config.lease,
@@ -136,15 +169,19 @@ class Link:
                 self._commit.wake,
                 self._renewed,
                 self._took,
+                self._chore,
+                resumed=fence.epoch > 1,
             )
             self._commit.claims.reset()
             self._failures = 0
+            self.away_since = None
             self.connected.set()
             try:
                 await _first(self._commit.serve(writing, fence), keeper.keep(keeping))
             finally:
                 self.connected.clear()
                 self._place.away()
+                self._unseat()
             await leases.release(self.shard, writing, fence.lease)
             self._fence = None
 
@@ -155,11 +192,13 @@ class Link:
         """Resumes the lease that there was, or opens a new one."""
         identity = await cluster.expect(self.shard, writing, self._config)
         ttl = self._config.lease.ttl
+        await self._notice_promotion(writing)
         began = self._commit.loop.time()
         if self._fence is not None:
             lease = self._fence.lease
             await leases.stand_in(self.shard, keeping, lease)
             doubt = self._commit.doubt
+            self._marked = False  # the answer that said how it is marked may have been lost
             resumed = await leases.resume(self.shard, writing, lease, ttl, doubt.turn if doubt else None)
             if resumed is not None:
                 self._fence = Fence(lease, resumed.epoch, identity.generation)
@@ -167,11 +206,49 @@ class Link:
                 await self._reconcile(writing, lease, resumed)
                 return self._fence
             self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {lease} was ended while the connection was lost"))
-        lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl, writing.info.backend_pid)
+        writer = writing.info.backend_pid
+        lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl, writer, self._queues)
         self._fence = Fence(lease, epoch, identity.generation)
         self._commit.valid_until = began + ttl
         log.info("lease opened", extra={"shard": self.shard.name, "lease": lease})
         return self._fence
+
+    async def _notice_promotion(self, writing: Conn) -> None:
+        """A server that was promoted may lack what the former one had acknowledged: nothing in memory counts then."""
+        timeline, former = await self.shard.timeline(writing), self._timeline
+        if self._fence is not None and timeline != former:
+            log.warning(
+                "the shard's server was promoted: what was not replicated is lost; starting over from what it has",
+                extra={"shard": self.shard.name, "timeline": timeline, "former": former},
+            )
+            lease = self._fence.lease
+            self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {lease} was given by the server before"))
+            await leases.release(self.shard, writing, lease)
+        self._timeline = timeline
+
+    async def _chore(self, keeping: Conn, vacant: bool) -> None:
+        """Steps back or up where that is wished; stands for election where nobody is elected."""
+        if self._fence is None:
+            return
+        lease = self._fence.lease
+        if self._retiring and not self._commit.closing:
+            if await registry.step_back(self.shard, keeping, lease, self._queues):
+                self._commit.close(True)
+        elif not self._retiring and (self._commit.closing or not self._marked):
+            await registry.step_up(self.shard, keeping, lease)
+            self._marked = True
+            self._commit.close(False)
+        now = self._commit.loop.time()
+        if (vacant and not self._commit.leaving) or (self._seated and now >= self._stand_at):
+            term = await rebalance.stand(self.shard, keeping, self._name, lease, self._config.lease.ttl)
+            self._seated, self._stand_at = term is not None, now + self._config.lease.ttl / 3
+            self._seat(self.shard.name, term)
+
+    def _unseat(self) -> None:
+        """Gives the seat up for now; the next session stands again, as the election waits for its time to be over."""
+        if self._seated:
+            self._stand_at = 0.0
+            self._seat(self.shard.name, None)
 
     async def _reconcile(self, conn: Conn, lease: int, resumed: Resumed) -> None:
         """After a lost connection: settles the turn in doubt, runs claims that were never seen."""
@@ -187,6 +264,10 @@ class Link:
                 commit.settle(doubt.gathered)
             else:
                 commit.put_back(doubt.gathered)
+        if strange := [run.id for wf, run in commit.runs.items() if wf not in by_wf]:
+            # Memory and shard have come apart, as after a restore from a backup: only the shard counts.
+            await leases.release(self.shard, conn, lease)
+            raise LeaseLost(f"shard {self.shard.name!r}: lease {lease} does not hold {strange[0]!r}, which runs here")
         rows: dict[int, dict[int, int]] = defaultdict(dict)
         for h in held:
             rows[h.batch][h.wf] = h.attempt
@@ -269,6 +350,7 @@ async def _first(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in done:
             task.result()
     finally:
+        await end(running)
         for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+            if not task.cancelled():
+                task.exception()  # the others' may be the same loss seen twice: one is told

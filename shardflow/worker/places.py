@@ -11,7 +11,8 @@ class Place:
     """One shard's part of the worker's places.
 
     `running` is kept by the shard's commit loop; `claiming` are the places promised to a claim that is under way;
-    `hungry` says that the shard's queue has more than it could take; `refused`, that it was given no place.
+    `hungry` says that the shard's queue has more than it could take; `refused`, that it was given no place; `absent`,
+    that the shard does not answer, so that what runs for it cannot end and must not keep the others' places.
     """
 
     def __init__(self, places: Places, wake: Callable[[], None]) -> None:
@@ -22,6 +23,7 @@ class Place:
         self.claiming = 0
         self.hungry = False
         self.refused = False
+        self.absent = False
         self.served = 0
 
     @property
@@ -31,6 +33,7 @@ class Place:
 
     def allowance(self, ending: int) -> int:
         """How many workflows this shard may claim now, when `ending` of its own end in the same transaction."""
+        self.absent = False
         return self._places.allowance(self, ending)
 
     def served_now(self) -> None:
@@ -46,7 +49,8 @@ class Place:
         self._places.remove(self)
 
     def away(self) -> None:
-        """The shard does not answer now: it wants no place beyond those of what still runs."""
+        """The shard does not answer now: the others may have all places, until it asks for some again."""
+        self.absent = True
         self.claiming = 0
         self.hungry = self.refused = False
         self.freed()
@@ -81,10 +85,11 @@ class Places:
     def allowance(self, asking: Place, ending: int) -> int:
         if len(self._parts) == 1:
             return max(0, self.total - asking.running + ending)
-        order = sorted(self._parts, key=lambda part: part.served)
+        present = [part for part in self._parts if not part.absent]
+        order = sorted(present, key=lambda part: part.served)
         wants = [self.total if part is asking or part.hungry or part.refused else part.taken for part in order]
         share = divide(self.total, wants)[order.index(asking)]
-        free = self.total - sum(part.taken for part in self._parts) + ending
+        free = self.total - sum(part.taken for part in present) + ending
         allowed = max(0, min(share - asking.running + ending, free))
         asking.refused = allowed == 0
         return allowed

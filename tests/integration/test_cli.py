@@ -264,6 +264,6 @@ async def test_submit_result_and_show(cluster_config: ClusterConfig, write: Writ
         latest = (await cli("workflow", "list", "--limit", "2", "--json")).data["workflows"]
         assert [w["id"] for w in latest] == ["c", "b"]
         workers = (await cli("worker", "list", "--json")).data["workers"]
-        assert [w["shards"] for w in workers] == [["s0", "s1", "s2"]]
+        assert [w["serves"] for w in workers] == [["s0", "s1", "s2"]]
         held = (await cli("lease", "list", "--json")).data["leases"]
         assert sorted(lease["shard"] for lease in held) == ["s0", "s1", "s2"]

@@ -472,11 +472,11 @@ async def test_asking_right_after_a_delivery_is_answered_too(shard_config: Clust
 
         def deliver_and_ask(found: Any) -> None:
             if found and not second:
-                second.append(asyncio.ensure_future(waiter.outcome(wf)))
+                second.append(asyncio.ensure_future(waiter.outcome(handle.id, wf)))
             deliver(found)
 
         waiter._deliver = deliver_and_ask  # type: ignore[method-assign]
-        third = asyncio.ensure_future(waiter.outcome(wf))
+        third = asyncio.ensure_future(waiter.outcome(handle.id, wf))
         await asyncio.wait_for(third, 5)
         assert (await asyncio.wait_for(second[0], 5)).wf == wf
 

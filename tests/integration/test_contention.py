@@ -125,7 +125,7 @@ async def test_a_worker_that_is_woken_in_the_tick_of_its_end_ends(
     async with AsyncClient(shard_config) as client, running(shard_config, app) as worker:
         handle = await client.submit("holds")
         await until(lambda: gate.arrived == 1)
-        (link,) = worker._links
+        (link,) = worker._links.values()
         loop = link._commit
         await until(lambda: loop._awake._waiters and not loop._awake.is_set(), what="the commit loop sleeps")
         loop.wake()

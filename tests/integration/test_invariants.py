@@ -61,7 +61,7 @@ async def i1_churn(config: ClusterConfig) -> None:
         await second.turn(outcomes=[done(wf) for wf in other], dropped=[1])
         assert_i1(config)
         rows(config, "UPDATE lease SET expires_at = now() - interval '1 s' WHERE worker = 'first'")
-        (dead,) = await leases.peers(hand.shard, second.keeping, second.fence.lease)
+        (dead,), _ = await leases.peers(hand.shard, second.keeping, second.fence.lease)
         await leases.expire(hand.shard, second.keeping, dead)
         assert_i1(config)
         assert one(config, "SELECT count(*) FROM lease") == 1
@@ -446,7 +446,7 @@ def settled_before_commit(config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
 def acknowledged_before_commit(config: ClusterConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's transaction is left open when submit returns; its commit would come later."""
 
-    async def hasty(shard: Any, conn: Any, generation: int, new: Any) -> dict[str, int]:
+    async def hasty(shard: Any, conn: Any, generation: int, new: Any, *rest: Any) -> dict[str, int]:
         with shard.translate():
             await conn.execute(b"BEGIN")
             made = {}

@@ -61,7 +61,7 @@ def test_a_short_lease_is_renewed_and_watched_more_often():
         ([], "c.yaml: must be a mapping"),
         ({"shards": [SHARD]}, "c.yaml: name: is missing"),
         (config(nmae="x"), r'c\.yaml: nmae: unknown key \(did you mean "name"\?\)'),
-        (config(xyzzy=1), r"xyzzy: unknown key \(known: name, slots, shards, lease, pool\)"),
+        (config(xyzzy=1), r"xyzzy: unknown key \(known: name, slots, shards, lease, pool, rebalance\)"),
         (shard(shcema="x"), r'c\.yaml: shards\[0\]\.shcema: unknown key \(did you mean "schema"\?\)'),
         (config(lease={"tttl": 1}), r'lease\.tttl: unknown key \(did you mean "ttl"\?\)'),
         (config(pool={"maxsize": 1}), r'pool\.maxsize: unknown key \(did you mean "max_size"\?\)'),

@@ -1,0 +1,54 @@
+-- name: stand
+-- Takes or renews the election where it is vacant or the caller's own; answers the term, and since when; nothing where
+-- another one holds it. Parameters: holder, lease (or NULL), seconds; then the holder again.
+INSERT INTO {schema}.election AS e (holder, lease, term, elected_at, expires_at)
+SELECT given.holder, given.lease, 1, clock_timestamp(), clock_timestamp() + make_interval(secs => given.ttl)
+FROM (SELECT %s::text AS holder, %s::bigint AS lease, %s::double precision AS ttl) given
+WHERE NOT EXISTS (
+    SELECT FROM {schema}.election f WHERE f.holder <> %s AND f.expires_at > clock_timestamp()
+        AND (f.lease IS NULL OR EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = f.lease))
+)
+ON CONFLICT (one) DO UPDATE SET holder = EXCLUDED.holder, lease = EXCLUDED.lease, expires_at = EXCLUDED.expires_at,
+    term = e.term + CASE WHEN e.holder = EXCLUDED.holder THEN 0 ELSE 1 END,
+    elected_at = CASE WHEN e.holder = EXCLUDED.holder THEN e.elected_at ELSE EXCLUDED.elected_at END
+WHERE e.holder = EXCLUDED.holder OR e.expires_at < clock_timestamp()
+    OR (e.lease IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = e.lease))
+RETURNING term, elected_at
+
+-- name: resign
+-- Leaves the election vacant. Parameters: holder.
+UPDATE {schema}.election SET expires_at = clock_timestamp() WHERE holder = %s AND expires_at > clock_timestamp()
+
+-- name: elected
+-- Who is elected here, and whether that is over.
+SELECT holder, lease, term, elected_at, expires_at < clock_timestamp()
+    OR (lease IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = election.lease)) AS vacant
+FROM {schema}.election
+
+-- name: leases
+-- The live leases: whose, on which queues, whether they claim.
+SELECT worker, queues, claiming FROM {schema}.lease l WHERE expires_at > clock_timestamp()
+    AND NOT (session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0)))
+
+-- name: backlog
+-- About how many workflows are ready, as the server's statistics know: counting them would cost more than it is worth.
+-- Parameters: schema.
+SELECT greatest(0, coalesce(pg_stat_get_live_tuples(to_regclass(%s || '.ready')), 0))::bigint
+
+-- name: wish
+-- Tells a worker which shards it is wanted on. Parameters: shards, worker.
+UPDATE {schema}.worker SET wanted = %s, decision = decision + 1, decided_at = clock_timestamp() WHERE worker = %s
+
+-- name: note
+-- Parameters, arrays of one length: kinds, workers, sources, targets, reasons; before them term and rebalancer.
+INSERT INTO {schema}.journal (term, rebalancer, kind, worker, source, target, reason)
+SELECT %s, %s, kind, worker, source, target, reason
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[]) AS given (kind, worker, source, target, reason)
+
+-- name: prune
+-- Keeps the newest entries of the journal. Parameters: how many.
+DELETE FROM {schema}.journal WHERE entry < (SELECT max(entry) FROM {schema}.journal) - %s
+
+-- name: journal
+-- The newest entries, the newest first. Parameters: how many.
+SELECT at, term, rebalancer, kind, worker, source, target, reason FROM {schema}.journal ORDER BY entry DESC LIMIT %s

@@ -1,0 +1,110 @@
+"""Looks at the shards that a worker does not serve, so that none is left alone when nobody decides.
+
+Many workers look at many shards: each at few, in random order, at a pace that falls with their number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+from ..errors import ShardflowError, ShardUnavailable
+from ..model import ClusterConfig
+from ..storage import cluster, registry
+from ..storage.ending import end
+from ..storage.shard import Shard
+
+log = logging.getLogger("shardflow.worker")
+
+#: Seconds between looks, at least; more where more than this many workers have their home on one shard.
+PACE = 0.5
+CROWD = 2
+#: Looks at once.
+AT_ONCE = 4
+#: Seconds for one look, and before a shard that did not answer is looked at again.
+PATIENCE = 2.0
+AGAIN = 3.0
+
+
+class Scout:
+    """Looks, and says what is short of workers.
+
+    Arguments: `config`; `queues`, the worker's; `unserved`, called for the shards to look at; `found`, called with
+    the name of a shard where one of the queues has no claimer.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        queues: Sequence[str],
+        unserved: Callable[[], Sequence[Shard]],
+        found: Callable[[str], None],
+    ) -> None:
+        self.neighbours = 1
+        self._config = config
+        self._queues = list(queues)
+        self._unserved = unserved
+        self._found = found
+        self._away: dict[str, float] = {}
+        self._looks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def away(self) -> set[str]:
+        """Shards that did not answer the last look, or are not what they should be."""
+        return set(self._away)
+
+    async def first(self, shards: Iterable[Shard], level: int) -> list[str]:
+        """Those of the shards where one of the queues has fewer than `level` claimers, in random order."""
+        found: list[str] = []
+        gate = asyncio.Semaphore(2 * AT_ONCE)
+
+        async def look(shard: Shard) -> None:
+            async with gate:
+                if await self._short(shard, level):
+                    found.append(shard.name)
+
+        await asyncio.gather(*(look(shard) for shard in shards))
+        random.shuffle(found)
+        return found
+
+    async def run(self) -> None:
+        """Looks until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(max(PACE, PACE * self.neighbours / CROWD) * random.uniform(0.8, 1.2))
+                now = asyncio.get_running_loop().time()
+                names = [s for s in self._unserved() if s.name not in self._looks]
+                ready = [s for s in names if self._away.get(s.name, 0.0) <= now]
+                if ready and len(self._looks) < AT_ONCE:
+                    shard = random.choice(ready)
+                    task = asyncio.create_task(self._look(shard))
+                    self._looks[shard.name] = task
+                    task.add_done_callback(lambda _, name=shard.name: self._looks.pop(name, None))  # type: ignore[misc]
+        finally:
+            await end(list(self._looks.values()))
+
+    async def _look(self, shard: Shard) -> None:
+        if await self._short(shard, 1):
+            self._found(shard.name)
+
+    async def _short(self, shard: Shard, level: int) -> bool:
+        try:
+            async with (
+                await shard.connect("scout", connect_timeout=PATIENCE) as conn,
+                shard.deadline(conn, PATIENCE, "a scout's look"),
+            ):
+                await cluster.expect(shard, conn, self._config)
+                claimers = await registry.claimers(shard, conn)
+        except ShardflowError as error:
+            self._away[shard.name] = asyncio.get_running_loop().time() + AGAIN
+            if not isinstance(error, ShardUnavailable):
+                log.warning("a shard cannot be served", extra={"shard": shard.name, "error": str(error)})
+            return False
+        except Exception:
+            log.exception("a look at a shard failed", extra={"shard": shard.name})
+            return False
+        self._away.pop(shard.name, None)
+        unknown = claimers.get("", 0)
+        return any(claimers.get(queue, 0) + unknown < level for queue in self._queues)
