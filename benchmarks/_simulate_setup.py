@@ -23,10 +23,11 @@ class Setup:
     ttl: float = 10.0
     renew: float = 2.5
     closed: tuple[float, float] = (1.0, 2.0)
-    decide_every: float = 2.0
-    moves_per_decision: int = 100
-    adopt_after: tuple[float, float] = (3.0, 5.0)
-    notice: tuple[float, float] = (0.05, 1.0)
+    decide_every: float = 1.0
+    moves_per_decision: int = 8
+    cooldown: float = 10.0
+    adopt_after: tuple[float, float] = (0.5, 3.0)
+    notice: tuple[float, float] = (0.05, 1.3)
     drain: tuple[float, float] = (0.05, 2.0)
     warm_up: float = 60.0
     rebalancer: bool = True
@@ -69,3 +70,11 @@ class Worker:
     frozen_until: float = 0.0
     cut_off: Counter[str] = field(default_factory=Counter)
     leases: dict[str, int] = field(default_factory=dict)
+    wish: frozenset[str] | None = None
+    #: A wish is written into a row; the simulation tells every worker at its next heartbeat.
+    fresh = False
+
+    @property
+    def intended(self) -> frozenset[str]:
+        """The shards that it holds or is about to."""
+        return frozenset(self.leases) if self.wish is None else self.wish

@@ -12,15 +12,18 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
+from _simulate_faults import Faults
 from _simulate_rivals import Algorithm, demands
 from _simulate_setup import Figures, Setup, Worker
 
-from shardflow.core.assignment_model import Assignment, Move, ShardFacts, WorkerFacts, canonical, plan_moves
+from shardflow.core.assignment_model import ShardFacts, WorkerFacts, canonical
+from shardflow.core.fleet import Fleet
+from shardflow.core.planner import Planner
 
 HISTORY = 12.0
 
 
-class World:
+class World(Faults):
     """Runs one simulation; `figures` has the result."""
 
     def __init__(self, setup: Setup, algorithm: Algorithm) -> None:
@@ -43,7 +46,8 @@ class World:
         self.version = 0
         self.rested_at = -1
         self.unrest_since: float | None = 0.0
-        self.views: list[tuple[float, Assignment]] = []
+        self.views: list[tuple[float, Fleet]] = []
+        self.planners = [Planner(setup.limits, setup.moves_per_decision, setup.cooldown) for _ in range(2)]
         self.figures = Figures()
         self.born = 0
 
@@ -163,164 +167,17 @@ class World:
             self.at(1.0, lambda: self.adopt(shard))
         for worker in self.delays.sample(able, min(len(able), self.delays.randint(1, 3))):
             self.figures.adopted += 1
+            worker.wish = worker.intended | {shard}
             self.open(worker, shard)
-
-    # Faults
-
-    def join(self) -> None:
-        name = f"w{self.born:05}"
-        self.born += 1
-        self.workers[name] = Worker(name)
-        self.figures.events["join"] += 1
-        self.changed()
-
-    def replace_later(self) -> None:
-        self.at(self.faults.uniform(5, 60), self.join)
-
-    def victim(self) -> Worker:
-        alive = [
-            worker
-            for worker in self.workers.values()
-            if worker.up and not worker.draining and self.now >= worker.frozen_until
-        ]
-        return self.faults.choice(alive) if alive else Worker("nobody")
-
-    def crash(self) -> None:
-        self.lose(self.victim())
-
-    def lose(self, worker: Worker) -> None:
-        if not worker.up:
-            return
-        self.figures.events["crash"] += 1
-        worker.up = False
-        self.changed(*worker.leases)
-        delay = self.delays.uniform(*self.setup.closed)
-        for shard, ticket in worker.leases.items():
-            self.at(delay, lambda shard=shard, ticket=ticket: self.end_lease(worker, shard, ticket))  # type: ignore[misc]
-        self.at(delay, lambda: self.unlist(worker))
-        self.replace_later()
-
-    def host_lost(self) -> None:
-        """A host hangs: its sessions stay open, so its leases end by their TTL."""
-        first = int(self.victim().name[1:] or 0) if self.workers else 0
-        for number in range(first, first + self.setup.host):
-            worker = self.workers.get(f"w{number:05}")
-            if worker is not None and worker.up:
-                self.stall(worker, math.inf, "host lost")
-                self.replace_later()
-
-    def freeze(self) -> None:
-        self.stall(self.victim(), self.faults.uniform(1, 60), "freeze")
-
-    def stall(self, worker: Worker, seconds: float, what: str) -> None:
-        self.figures.events[what] += 1
-        worker.frozen_until = max(worker.frozen_until, self.now + seconds)
-        self.changed(*worker.leases)
-        self.expire(worker, *worker.leases)
-        self.at(self.setup.ttl + 1, lambda: self.unlist(worker, if_frozen=True))
-        if math.isfinite(seconds):
-            self.at(seconds, lambda: self.wake(worker))
-
-    def expire(self, worker: Worker, *shards: str) -> None:
-        """Unrenewed from now on, the leases end after the rest of the TTL and up to a second until a peer looks."""
-        for shard in shards:
-            ticket = worker.leases[shard]
-            delay = self.setup.ttl - self.delays.uniform(0, self.setup.renew) + self.delays.random()
-            self.at(delay, lambda shard=shard, ticket=ticket: self.end_lease(worker, shard, ticket))  # type: ignore[misc]
-
-    def wake(self, worker: Worker) -> None:
-        if worker.up and self.now >= worker.frozen_until:
-            worker.listed = True
-            self.workers[worker.name] = worker
-            self.changed(*worker.leases)
-
-    def unlist(self, worker: Worker, *, if_frozen: bool = False) -> None:
-        if if_frozen and self.now >= worker.frozen_until:
-            return
-        worker.listed = False
-        if not if_frozen:
-            worker.up = False
-        self.changed()
-
-    def leave(self) -> None:
-        worker = self.victim()
-        self.figures.events["leave"] += 1
-        worker.draining = True
-        self.changed()
-        self.at(30.0, lambda: self.release(worker))
-        self.replace_later()
-
-    def release(self, worker: Worker) -> None:
-        """A worker told to go that nobody relieved goes anyway, in good order."""
-        for shard in list(worker.leases):
-            if self.able(worker, shard):
-                self.close(worker, shard)
-        if worker.up and not worker.leases:
-            self.unlist(worker)
-        elif worker.up:
-            self.at(5.0, lambda: self.release(worker))
-
-    def partition(self) -> None:
-        """A worker cannot reach its own shards, or some others, for a while."""
-        worker = self.victim()
-        self.figures.events["partition"] += 1
-        others = self.faults.sample(sorted(self.backlog), min(len(self.backlog), self.faults.randint(1, 20)))
-        cut = [*worker.leases, *(shard for shard in others if shard not in worker.leases)]
-        worker.cut_off.update(cut)
-        self.changed(*worker.leases)
-        self.expire(worker, *worker.leases)
-
-        def heal() -> None:
-            worker.cut_off.subtract(cut)
-            self.changed(*worker.leases)
-
-        self.at(self.faults.uniform(5, 120), heal)
-
-    def outage(self) -> None:
-        self.figures.events["outage"] += 1
-        server = self.faults.choice(sorted(set(self.server.values())))
-        shards = [shard for shard, its in self.server.items() if its == server]
-        self.mark(shards, 1)
-        self.at(self.faults.uniform(5, 60), lambda: self.mark(shards, -1))
-
-    def mark(self, shards: list[str], by: int) -> None:
-        for shard in shards:
-            # A dark time is booked as what it was, so it ends where the cause changes.
-            self.set_served(shard, self.served[shard] or 1)
-            self.away[shard] += by
-            self.set_served(shard, 0)
-            self.changed(shard)
-
-    def burst(self) -> None:
-        """Thousands of workflows at once, that the shard's workers drain within minutes."""
-        shard = self.faults.choice(sorted(self.backlog))
-        self.figures.events["burst"] += 1
-        self.backlog[shard] += self.faults.choice([200, 5_000, 50_000])
-        self.changed()
-
-    def no_rebalancer(self) -> None:
-        self.elect(0, self.faults.uniform(20, 60))
-
-    def two_rebalancers(self) -> None:
-        self.elect(2, self.faults.uniform(20, 60))
-
-    def elect(self, number: int, seconds: float) -> None:
-        if self.setup.rebalancer:
-            self.figures.events["no rebalancer" if number == 0 else "two rebalancers"] += 1
-            self.rebalancers = number
-            self.at(seconds, lambda: setattr(self, "rebalancers", 1))
 
     # Decisions
 
-    def present(self) -> Assignment:
-        return canonical({worker.name: frozenset(worker.leases) for worker in self.workers.values()})
-
     def decide(self) -> None:
         self.at(self.setup.decide_every, self.decide)
-        present = self.present()
-        self.views = [view for view in self.views if view[0] > self.now - HISTORY] + [(self.now, present)]
-        if self.rebalancers and self.version != self.rested_at:
-            self.rebalance(present)
+        fleet = self.fleet()
+        self.views = [view for view in self.views if view[0] > self.now - HISTORY] + [(self.now, fleet)]
+        if self.rebalancers:
+            self.rebalance(fleet)
 
     def second_rebalancer(self) -> None:
         """The one that only believes that it is elected, and looks at leases as they were seconds ago."""
@@ -328,38 +185,64 @@ class World:
         if self.rebalancers == 2 and self.views:
             self.rebalance(self.views[max(0, len(self.views) - 3)][1], stale=True)
 
-    def rebalance(self, present: Assignment, *, stale: bool = False) -> None:
+    def rebalance(self, fleet: Fleet, *, stale: bool = False) -> None:
         self.figures.decisions += 1
-        version = self.version
-        decision = self.algorithm(self.worker_facts(), self.shard_facts(), present, self.setup.limits)
-        listed = {worker.name for worker in self.workers.values() if worker.listed}
-        live = {name: leases for name, leases in present.items() if name in listed}
-        moves = plan_moves(live, decision.wanted, self.setup.moves_per_decision)
-        for move in moves:
-            self.at(self.delays.uniform(*self.setup.notice), lambda move=move: self.obey(move))  # type: ignore[misc]
-        if not moves and not stale:
+        version, planner = self.version, self.planners[stale]
+        if planner.due(fleet, self.now):
+            decision = self.algorithm(fleet.workers, fleet.shards, fleet.intended, self.setup.limits)
+            planner.take(fleet, decision, self.now)
+        step = planner.step(fleet)
+        for name, wish in step.wishes.items():
+            self.at(self.delays.uniform(*self.setup.notice), lambda name=name, wish=wish: self.obey(name, wish))  # type: ignore[misc]
+            if name in self.workers:
+                self.workers[name].wish = wish
+        if not step.wishes and not step.later and not stale:
             self.rested_at = version
-            if self.unrest_since is not None:
+            if self.unrest_since is not None and all(w.intended == set(w.leases) for w in self.able_workers()):
                 self.figures.unrest.append(self.now - self.unrest_since)
                 self.unrest_since = None
                 self.figures.first_rest = min(self.figures.first_rest, self.now)
 
-    def obey(self, move: Move) -> None:
-        """A worker sees its wish: it opens, and closes only once that is done."""
-        worker = self.workers[move.worker]
-        if not worker.up or self.now < worker.frozen_until:
+    def able_workers(self) -> list[Worker]:
+        return [w for w in self.workers.values() if w.up and w.listed and not w.draining and not w.cut_off.total()]
+
+    def obey(self, name: str, wish: frozenset[str]) -> None:
+        """A worker sees its wish: it opens, and closes what it is not wanted on only once it holds all of that."""
+        worker = self.workers.get(name)
+        if worker is None or not worker.up or self.now < worker.frozen_until or worker.wish != wish:
             return
-        if move.target is not None:
-            self.open(worker, move.target)
-            if move.target not in worker.leases:
-                return
-        source = move.source
-        if source is not None and self.able(worker, source):
-            ticket = worker.leases.get(source)
-            self.at(
-                self.delays.uniform(*self.setup.drain),
-                lambda: self.close(worker, source) if worker.leases.get(source) == ticket else None,
-            )
+        for shard in sorted(wish):
+            self.open(worker, shard)
+        missing = [shard for shard in wish if shard not in worker.leases and self.able(worker, shard)]
+        for shard in sorted(worker.leases) if not missing else []:
+            if shard not in wish and self.able(worker, shard):
+                ticket = worker.leases[shard]
+                self.at(
+                    self.delays.uniform(*self.setup.drain),
+                    lambda shard=shard, ticket=ticket: self.step_back(worker, shard, ticket),  # type: ignore[misc]
+                )
+        if any(shard not in worker.leases for shard in wish):
+            self.at(self.setup.renew, lambda: self.obey(name, wish))
+
+    def step_back(self, worker: Worker, shard: str, ticket: int) -> None:
+        """The last one on a shard stays, whatever it was told."""
+        if worker.leases.get(shard) != ticket or (worker.wish is not None and shard in worker.wish):
+            return
+        if len(self.rows[shard]) > 1:
+            self.close(worker, shard)
+        else:
+            self.at(1.0, lambda: self.step_back(worker, shard, ticket))
+
+    def fleet(self) -> Fleet:
+        """What the rebalancer can know."""
+        listed = {worker.name: worker for worker in self.workers.values() if worker.listed}
+        return Fleet(
+            tuple(self.worker_facts()),
+            tuple(self.shard_facts()),
+            canonical({name: worker.intended for name, worker in listed.items()}),
+            {shard: frozenset(rows) for shard, rows in self.rows.items() if not self.away[shard]},
+            {name: ("", worker) for name, worker in listed.items() if not worker.draining},  # type: ignore[misc]
+        )
 
     def worker_facts(self) -> list[WorkerFacts]:
         return [

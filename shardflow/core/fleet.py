@@ -209,7 +209,7 @@ def next_step(
             for shard in shards:
                 counts[shard] = counts.get(shard, 0) + 1
     spare = {
-        shard: sum(shard in fleet.intended.get(w, NONE) for w in holders) - min(len(holders), wanted.get(shard, 0))
+        shard: sum(shard in fleet.intended.get(w, NONE) for w in holders) - wanted.get(shard, 0)
         for shard, holders in fleet.holders.items()
     }
     wishes: dict[str, set[str]] = {}

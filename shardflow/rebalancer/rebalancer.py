@@ -12,8 +12,9 @@ import logging
 from collections.abc import Sequence
 
 from ..core.assignment import assign
-from ..core.assignment_model import Assignment, Limits, canonical
-from ..core.fleet import Fleet, Report, Step, gather, next_step, seen_gone
+from ..core.assignment_model import Limits
+from ..core.fleet import Fleet, Report, Step, gather, seen_gone
+from ..core.planner import Planner
 from ..errors import ShardflowError
 from ..model import ClusterConfig
 from ..storage import rebalance
@@ -43,14 +44,11 @@ class Rebalancer:
         self._config = config
         self._order = [shard.name for shard in config.shards]
         self._survey = Survey([Shard(shard) for shard in config.shards])
-        self._limits = Limits(config.rebalance.min_group, config.rebalance.max_group)
+        limits = Limits(config.rebalance.min_group, config.rebalance.max_group)
+        self._planner = Planner(limits, config.rebalance.moves, config.rebalance.cooldown)
         self._seats: dict[str, Term] = {}
         self._changed = asyncio.Event()
         self._gone: set[str] = set()
-        self._membership: object = None
-        self._goal: Assignment = canonical({})
-        self._reasons: dict[tuple[str, str], str] = {}
-        self._decided_at = 0.0
         self._unrest: float | None = None
         self._quiet_looks = 0
 
@@ -101,7 +99,7 @@ class Rebalancer:
 
     async def _stop_deciding(self) -> None:
         self.deciding = None
-        self._membership = None
+        self._planner.forget()
         self._gone = set()
         await self._survey.close()
 
@@ -126,14 +124,9 @@ class Rebalancer:
         fleet = self._gather(reports)
         now = asyncio.get_running_loop().time()
         await self._decide(fleet, now)
-        step = next_step(
-            fleet,
-            self._goal,
-            self._reasons,
-            min_group=self._config.rebalance.min_group,
-            moves=self._config.rebalance.moves,
-        )
-        self._quiet_looks = 0 if step.wishes or step.later or fleet.intended != self._goal else self._quiet_looks + 1
+        step = self._planner.step(fleet)
+        rests = not step.wishes and not step.later and self._planner.reached(fleet)
+        self._quiet_looks = self._quiet_looks + 1 if rests else 0
         await self._tell(seat, term, fleet, step)
         await self._note_rest(seat, term, fleet, step, now)
 
@@ -144,19 +137,14 @@ class Rebalancer:
         return gather(self._config.shards, reports, dead)
 
     async def _decide(self, fleet: Fleet, now: float) -> None:
-        """A new goal when somebody or something came or went, or for load when the last goal is reached and old."""
-        changed = fleet.membership != self._membership
-        rested = fleet.intended == self._goal and now - self._decided_at >= self._config.rebalance.cooldown
-        if not changed and not rested:
+        if not self._planner.due(fleet, now):
             return
-        arguments = (fleet.workers, fleet.shards, fleet.intended, self._limits)
+        arguments = (fleet.workers, fleet.shards, fleet.intended, self._planner.limits)
         if len(fleet.workers) >= MANY:
             decision = await asyncio.to_thread(assign, *arguments)
         else:
             decision = assign(*arguments)
-        self._membership = fleet.membership
-        self._goal, self._reasons = decision.wanted, dict(decision.reasons)
-        self._decided_at = now
+        self._planner.take(fleet, decision, now)
 
     async def _tell(self, seat: str, term: int, fleet: Fleet, step: Step) -> None:
         if not step.wishes:
@@ -190,7 +178,7 @@ class Rebalancer:
         """Says in the journal how long it took until nothing was left to do."""
         if step.moves or step.later:
             self._unrest = now if self._unrest is None else self._unrest
-        elif self._unrest is not None and fleet.intended == self._goal:
+        elif self._unrest is not None and self._planner.reached(fleet):
             took = now - self._unrest
             self._unrest = None
             await self._note(seat, term, [Note("rest", f"the wanted leases were told to all within {took:.1f} s")])

@@ -15,6 +15,13 @@ SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':lease:' || %s
 UPDATE {schema}.lease SET expires_at = clock_timestamp() + make_interval(secs => %s)
 WHERE lease = %s AND epoch = %s RETURNING true
 
+-- name: cut_former
+-- Ends the backend that wrote under the lease before: it may wait for the rest of a batch that never comes, on a
+-- connection whose end it was not told, and a resume would wait for it. Parameters: lease.
+SELECT pg_terminate_backend(a.pid) FROM {schema}.lease l
+JOIN pg_stat_activity a ON a.pid = l.writer AND a.application_name LIKE 'shardflow commit%%'
+WHERE l.lease = %s AND a.pid <> pg_backend_pid()
+
 -- name: settle
 -- First half of a resume: waits until no transaction of the old connection is under way. Parameters: lease.
 SELECT epoch FROM {schema}.lease WHERE lease = %s FOR UPDATE

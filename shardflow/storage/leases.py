@@ -125,6 +125,8 @@ async def resume(shard: Shard, conn: Conn, lease: int, ttl: float, doubt: Turn |
     sql = shard.statements("lease")
     writer = None if shard.config.pooler else conn.info.backend_pid
     with shard.translate():
+        if writer is not None:
+            await conn.execute(sql["cut_former"], (lease,))
         async with conn.transaction():
             await conn.execute(sql["settle"], (lease,))
             row = await (await conn.execute(sql["resume"], (writer, ttl, lease))).fetchone()

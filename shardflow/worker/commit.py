@@ -57,7 +57,9 @@ class CommitLoop:
         place: Place,
         threads: ThreadPoolExecutor,
         begin: Callable[[Conn, Sequence[Claimed]], Awaitable[None]],
+        patience: float = PATIENCE,
     ) -> None:
+        self._patience = patience
         self.shard = shard
         self.loop = asyncio.get_running_loop()
         self.threads = threads
@@ -157,7 +159,7 @@ class CommitLoop:
                     return
                 await self._sleep(conn)
                 continue
-            async with self.shard.deadline(conn, PATIENCE, "a turn"):
+            async with self.shard.deadline(conn, self._patience, "a turn"):
                 await self._commit(conn, fence, gathered or Gathered(), turn)
 
     # -- a turn
@@ -251,7 +253,7 @@ class CommitLoop:
                 await self._awake.wait()
         except TimeoutError:
             if not self.leaving and self.claims.settled:
-                async with self.shard.deadline(conn, PATIENCE, "a look at the queues"):
+                async with self.shard.deadline(conn, self._patience, "a look at the queues"):
                     if await turns.probe(self.shard, conn, self._queues):
                         self.claims.look()
                 self.claims.rest(self.loop.time())

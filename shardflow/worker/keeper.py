@@ -23,8 +23,8 @@ log = logging.getLogger("shardflow.worker")
 #: comes: a worker that merely lost its connection has this moment to come back.
 SEEN_GONE = 2
 LOOK_AGAIN = 0.4
-#: Seconds after this worker's own connection was lost in which closed sessions of peers do not count: where the server
-#: had gone away, all of them were closed, and come back one after the other.
+#: Seconds after this worker's own connection was lost in which closed sessions of peers do not count: where the
+#: server had gone away, all of them were closed, and come back one after the other.
 PATIENCE = 2.5
 #: Seconds beyond its time after which the transaction that keeps a lease from being ended is cut off.
 LATE = 2.0

@@ -75,7 +75,7 @@ class Link:
         self._queues = list(queues)
         self._seat = seat
         self._place = places.add(self._woken)
-        self._commit = CommitLoop(shard, queues, self._place, threads, self._begin)
+        self._commit = CommitLoop(shard, queues, self._place, threads, self._begin, min(30.0, config.lease.ttl))
         self._fence: Fence | None = None
         self._failures = 0
         self._retiring = False

@@ -11,7 +11,7 @@ import concurrent.futures
 import random
 import threading
 from collections.abc import Coroutine, Mapping
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..app import Step, Workflow
@@ -21,6 +21,7 @@ from ..core.failure import describe, from_json, to_json
 from ..errors import NonDeterminism, SerializationError, StepFailed, UsageError
 from ..model import Status
 from ..storage.leases import Checkpoint
+from .tasks import branch_here
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 #: Seconds between looks whether a lease that was not renewed in time is held after all. Until that is known no step
 #: begins: a worker that was frozen or cut off would run what its peers have run already.
 STALE_LOOK = 0.05
-
-
-_branch: ContextVar[Branch] = ContextVar("shardflow_branch")
 
 
 class Detached(BaseException):
@@ -64,7 +62,6 @@ class Run:
 
     __slots__ = (
         "_halt",
-        "_tasks",
         "attempt",
         "blocking",
         "branch",
@@ -103,7 +100,6 @@ class Run:
         self.closed = False
         self.broken: NonDeterminism | None = None
         self.task: asyncio.Task[None] | None = None
-        self._tasks: dict[asyncio.Task[Any], Branch] = {}
         self._halt: threading.Event | None = threading.Event() if self.blocking else None
 
     def start(self) -> None:
@@ -123,7 +119,7 @@ class Run:
         try:
             args, kwargs = codec.decode_call(self.input)
             current.set(self)
-            _branch.set(self.branch)
+            branch_here.set(self.branch)
             if self.blocking:
                 value = await self._in_thread(self.workflow.function, args, kwargs)
             else:
@@ -184,15 +180,7 @@ class Run:
 
     def _number(self) -> int:
         """The number of the step that is called now, see `core.branches`."""
-        task = asyncio.current_task()
-        if task is self.task or task is None:
-            return self.branch.next()
-        branch = self._tasks.get(task)
-        if branch is None:
-            # A task inherits the branch of the one that made it, and stands for its own from here on.
-            branch = self._tasks[task] = _branch.get(self.branch).child()
-            _branch.set(branch)
-        return branch.next()
+        return (branch_here.get() or self.branch).next()
 
     async def _replayed(self, step: Step[..., Any], recorded: Checkpoint) -> Any:
         return self._answer(step, recorded)

@@ -30,6 +30,7 @@ from .link import Link
 from .places import Places
 from .registrar import Registrar
 from .scout import Scout
+from .tasks import number_tasks
 
 log = logging.getLogger("shardflow.worker")
 
@@ -127,6 +128,7 @@ class Worker:
         if not self._pinned and len(first) > FIRST_LOOK:
             first = random.sample(first, FIRST_LOOK)
         cluster.heard(await cluster.survey(self._config, first))
+        number_tasks(asyncio.get_running_loop())
         self._rebalancer = Rebalancer(self._config, self.name)
         self._scout = Scout(self._config, self.queues, self._unserved, self._adopt)
         everywhere = [Shard(s) for s in self._config.shards]

@@ -113,7 +113,6 @@ async def test_branches_of_branches_get_their_own_values_back(shard_config: Clus
     assert sum(ran.values()) == 13
 
 
-@pytest.mark.xfail(strict=True, reason="a task that calls no step itself is no branch: whose are its children?")
 async def test_tasks_of_a_branch_without_steps_of_its_own_get_their_own_values_back(
     shard_config: ClusterConfig,
 ) -> None:

@@ -1,0 +1,50 @@
+"""Gives every task that a workflow's code makes its branch at the moment it is made, see `core.branches`.
+
+So the order in which a workflow makes its tasks counts, which its code decides, and not the order in which they call
+their first steps, which their pace decides. What a step makes inside is no part of the workflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+from ..context import current
+from ..core.branches import Branch
+
+#: The branch of the running task, in tasks of a workflow.
+branch_here: ContextVar[Branch | None] = ContextVar("shardflow_branch", default=None)
+
+
+class _Factory:
+    """A task factory that numbers, in front of the loop's former one."""
+
+    def __init__(self, former: Any) -> None:
+        self._former = former
+
+    def __call__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Coroutine[Any, Any, Any],
+        context: Context | None = None,
+        **more: Any,
+    ) -> asyncio.Future[Any]:
+        if current.get() is not None and (parent := branch_here.get()) is not None:
+            context = copy_context() if context is None else context
+            context.run(branch_here.set, parent.child())
+        if self._former is None:
+            return asyncio.Task(coro, loop=loop, context=context, **more)
+        if context is not None:
+            more["context"] = context
+        made: asyncio.Future[Any] = self._former(loop, coro, **more)
+        return made
+
+
+def number_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on the loop's tasks are numbered; once is enough."""
+    former = loop.get_task_factory()
+    if not isinstance(former, _Factory):
+        factory: Any = _Factory(former)
+        loop.set_task_factory(factory)
