@@ -1,101 +1,163 @@
-"""The external witness: an append-only file that steps write to, and a checker that knows nothing of shardflow.
+"""The external witness: a process that appends lines to a file and answers when they are on disk (`ledger_main.py`).
 
-Lines: `S id seq pid`, a step starts; `A id seq pid`, the workflow went on behind the step, so its checkpoint has been
-acknowledged to it; `R id - pid`, the workflow's code began. One `write` to an `O_APPEND` file a line: the file's
-order is the order of what happened, over all processes.
+Whoever writes a line waits for the answer before going on, so the file's order is true over all processes.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import asyncio
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
+from faults import ledger_main
 
-STEPS = 3
+# The lines:
+#   intend ID                            a submit is about to be sent
+#   accept ID                            the submit was acknowledged
+#   begin ID ATTEMPT LEASE WORKER        the workflow's code begins
+#   start ID SEQ ATTEMPT LEASE WORKER    a step starts; a dash where the lease is not known
+#   record ID SEQ VALUE WORKER           the workflow went on behind the step: its checkpoint was acknowledged
+#   result ID VALUE                      the submitter was told the result
+#   plan NUMBER FAULT                    a fault is planned
+#   fire NUMBER LEFT                     it fired, while so much work was left
+
+#: Seconds to wait for an answer before the ledger is taken for broken.
+PATIENCE = 60.0
+#: Seconds of one look whether a full socket takes more.
+PIECE_OF_PATIENCE = 0.05
+
+
+def _encoded(words: tuple[object, ...]) -> bytes:
+    line = " ".join(map(str, words))
+    if "\n" in line:
+        raise ValueError(f"a line must be one line: {line!r}")
+    return line.encode() + b"\n"
+
+
+def _connected(address: str | Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(str(address))
+    return made
 
 
 class Ledger:
-    """Appends lines; one per process."""
+    """Writes lines from one event loop; one socket, however many write.
 
-    def __init__(self, path: str | Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._pid = os.getpid()
+    A line is on its way when `line` is called, not a turn of the loop later: what a process did just before it was
+    frozen would else seem to be done when it wakes up.
+    """
 
-    def line(self, kind: str, id: str, seq: int | str = "-") -> None:
-        os.write(self._file, f"{kind} {id} {seq} {self._pid}\n".encode())
+    def __init__(self, address: str | Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = _connected(address)
+        self._socket.setblocking(False)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._half = b""
+        self._loop.add_reader(self._socket, self._answered)
+
+    async def line(self, *words: object) -> None:
+        """Returns when the line is on disk."""
+        data = _encoded(words)
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(answer)
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                select.select([], [self._socket], [], PIECE_OF_PATIENCE)
+        await answer
+
+    def close(self) -> None:
+        """Forgets the ledger; whoever waits is cancelled."""
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        for answer in self._waiting:
+            answer.cancel()
+
+    def _answered(self) -> None:
+        data = self._socket.recv(1 << 16)
+        if not data:
+            self._loop.remove_reader(self._socket)
+            while self._waiting:
+                if not (answer := self._waiting.popleft()).done():
+                    answer.set_exception(ConnectionError("the ledger is gone"))
+            return
+        *numbers, self._half = (self._half + data).split(b"\n")
+        for _ in range(sum(map(int, numbers))):
+            answer = self._waiting.popleft()
+            if not answer.done():
+                answer.set_result(None)
 
 
-def expected(id: str) -> int:
-    """What the workflow of that id must return; computed here and in the workflow's steps by other code."""
-    value = int.from_bytes(id.encode(), "big") % 1_000_003
-    for seq in range(STEPS):
-        value = (value * 31 + seq) % 1_000_003
-    return value
+class LedgerProcess:
+    """A running ledger.
 
+    Attributes: `path`, the file; `address`, the socket that `Ledger` takes; at the end `count` and `groups`, lines
+    written and syncs that it took.
+    """
 
-@dataclass
-class Verdict:
-    """What the checker found, each list empty where all is well."""
-
-    lost: list[str] = field(default_factory=list)
-    duplicated: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    checkpoints: list[str] = field(default_factory=list)
-    repeated: list[str] = field(default_factory=list)
-    starts: int = 0
-    replays: int = 0
+    def __init__(self, path: Path, address: Path) -> None:
+        self.path = path
+        self.address = address
+        self.count = self.groups = 0
+        self._process = subprocess.Popen(
+            [sys.executable, ledger_main.__file__, str(path), str(address)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "listening\n":
+            raise RuntimeError("the ledger's process did not start")
+        self._socket = _connected(address)
+        self._socket.settimeout(PATIENCE)
+        self._lock = threading.Lock()
 
     @property
-    def clean(self) -> bool:
-        return not (self.lost or self.duplicated or self.changed or self.checkpoints or self.repeated)
+    def pid(self) -> int:
+        return self._process.pid
+
+    def write(self, *words: object) -> None:
+        """`Ledger.line` for code without an event loop; from any thread."""
+        with self._lock:
+            self._socket.sendall(_encoded(words))
+            answer = self._socket.recv(16)
+            if answer != b"1\n":
+                raise ConnectionError(f"the ledger answered {answer!r}")
+
+    def lines(self) -> Iterator[str]:
+        """What it holds so far."""
+        with self.path.open() as file:
+            yield from file
+
+    def stop(self) -> None:
+        """Ends it in good order."""
+        self._socket.close()
+        try:
+            said, _ = self._process.communicate(timeout=PATIENCE)
+            self.count, self.groups = map(int, said.split())
+        finally:
+            self._process.kill()
 
 
-def check(
-    ledger: Iterable[str], acknowledged: set[str], dsns: Mapping[str, str], schema: str = "shardflow"
-) -> Verdict:
-    """Compares ledger and tables with what was acknowledged to the submitter.
-
-    L every acknowledged workflow ended; D one end per id over all servers; R each result is the recomputed one; the
-    checkpoints are there; C no step started after its checkpoint was acknowledged.
-    """
-    verdict = Verdict()
-    read_ledger(ledger, verdict)
-    ends: Counter[str] = Counter()
-    for name, dsn in dsns.items():
-        with psycopg.connect(dsn) as conn:
-            rows = conn.execute(
-                f"SELECT w.id, o.status, convert_from(o.output, 'utf8'), (SELECT count(*) FROM {schema}.step s"
-                f" WHERE s.wf = w.wf) FROM {schema}.workflow w JOIN {schema}.outcome o USING (wf)"
-            ).fetchall()
-        for id, status, output, steps in rows:
-            ends[id] += 1
-            if status != "succeeded" or output != str(expected(id)):
-                verdict.changed.append(f"{id} on {name}: {status} {output}")
-            if steps != STEPS:
-                verdict.checkpoints.append(f"{id} on {name}: {steps} checkpoints")
-    verdict.lost = sorted(acknowledged - set(ends))
-    verdict.duplicated = sorted(id for id, n in ends.items() if n > 1)
-    return verdict
-
-
-def read_ledger(lines: Iterable[str], verdict: Verdict) -> None:
-    """Adds to the verdict what the ledger alone tells."""
-    acknowledged: set[tuple[str, str]] = set()
-    began: set[str] = set()
-    for line in lines:
-        kind, id, seq, _ = line.split()
-        if kind == "S":
-            verdict.starts += 1
-            if (id, seq) in acknowledged:
-                verdict.repeated.append(f"{id} step {seq}")
-        elif kind == "A":
-            acknowledged.add((id, seq))
-        elif kind == "R":
-            verdict.replays += id in began
-            began.add(id)
-        else:
-            raise ValueError(f"not a line of the ledger: {line!r}")
+@contextmanager
+def start_ledger(path: Path) -> Iterator[LedgerProcess]:
+    """A ledger that writes to `path`, for as long as the context lasts."""
+    folder = tempfile.mkdtemp(prefix="ledger-")  # a socket's path must be short
+    try:
+        ledger = LedgerProcess(path, Path(folder) / "socket")
+        try:
+            yield ledger
+        finally:
+            ledger.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from shardflow.core.assignment_model import Move, canonical
-from shardflow.core.fleet import UNKNOWN_CAPACITY, Claimer, Fleet, Report, Step, WorkerRow, gather, next_step, seen_gone
+from shardflow.core.fleet import (
+    UNKNOWN_CAPACITY,
+    Claimer,
+    Fleet,
+    Report,
+    Step,
+    WorkerRow,
+    gather,
+    next_step,
+    seen_gone,
+)
 from shardflow.model import ShardConfig
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -75,9 +85,7 @@ def seen(
         for shard in held:
             leases[shard].append(Claimer(name, [], True))
     reports = {
-        name: Report(list(workers) if name == names[0] else [], leases[name], 0)
-        for name in names
-        if name not in away
+        name: Report(list(workers) if name == names[0] else [], leases[name], 0) for name in names if name not in away
     }
     return gather(shards(names), reports, dead)
 
@@ -135,7 +143,8 @@ def test_a_closed_session_seen_once_is_still_a_worker() -> None:
 def test_strangers_keep_what_they_hold_and_cannot_be_told_anything() -> None:
     fleet = seen(at("w", "a", capacity=7), at("v", "a", capacity=9), strangers={"old": "ab"})
     (old,) = [worker for worker in fleet.workers if worker.name == "old"]
-    assert old.pinned and old.capacity == 9
+    assert old.pinned
+    assert old.capacity == 9
     assert fleet.intended["old"] == {"a", "b"}
     assert fleet.holders == {"a": {"old", "v", "w"}, "b": {"old"}, "c": frozenset()}
     assert "old" not in fleet.rows
@@ -258,6 +267,13 @@ def test_who_was_told_to_leave_does_not_count_as_one_who_stays() -> None:
     assert after(fleet, goal(u="b", v="b", w="a")) == Step({}, (), 1)
 
 
+def test_of_several_that_may_leave_as_many_stay_as_are_wanted() -> None:
+    joiner = at("w", aims=["a"], held=[])
+    step = after(seen(at("t", "a"), at("u", "a"), at("v", "a"), joiner), goal(w="a"))
+    assert len(step.moves) == 2
+    assert step.later == 1
+
+
 def test_who_claims_no_more_does_not_count_either() -> None:
     fleet = seen(at("u", "ab"), at("v", "ab"), leaving={"u": "a"})
     assert after(fleet, goal(u="ab", v="b")) == Step({}, (), 1)
@@ -281,7 +297,8 @@ def test_the_budget_bounds_moves_and_what_is_short_of_workers_goes_beside_it() -
 def test_closes_are_of_the_budget() -> None:
     fleet = seen(*(at(f"w{n}", "a") for n in range(5)))
     step = after(fleet, goal(w0="a"), moves=2)
-    assert len(step.moves) == 2 and step.later == 2
+    assert len(step.moves) == 2
+    assert step.later == 2
     assert set(told(step).values()) == {""}
 
 
