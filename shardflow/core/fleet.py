@@ -124,12 +124,19 @@ def seen_gone(reports: Mapping[str, Report]) -> set[str]:
     return {name for name, (_, row) in alive(reports).items() if row.gone}
 
 
-def gather(shards: Iterable[ShardConfig], reports: Mapping[str, Report], dead: Collection[str] = ()) -> Fleet:
-    """The fleet. `reports` has the reachable shards; `dead`, workers that are gone although their time is not over.
+def gather(
+    shards: Iterable[ShardConfig],
+    reports: Mapping[str, Report],
+    dead: Collection[str] = (),
+    unsettled: Collection[str] = (),
+) -> Fleet:
+    """The fleet. `reports` has the reachable shards; `dead`, workers that are gone although their time is not over;
+    `unsettled`, shards that count as unreachable for a while longer, until all have found out that they are back.
 
     Workers that hold leases and are in no registry that was read (they run an earlier version, or their home is away)
     count as pinned, with as many places as most others. A shard that no worker for it reaches counts as unreachable,
-    whoever else reaches it: its leases stay as they are.
+    whoever else reaches it, and so does one that workers aim at and this configuration does not know (theirs is
+    newer): its leases stay as they are.
     """
     rows = alive(reports, dead)
     holders: dict[str, set[str]] = {name: set() for name in reports}
@@ -149,17 +156,19 @@ def gather(shards: Iterable[ShardConfig], reports: Mapping[str, Report], dead: C
     intended = {name: row.told for name, (_, row) in rows.items()} | strangers
     kinds = {worker.queues for worker in workers if worker.capacity > 0}
     queues = frozenset().union(*kinds) if len(kinds) > 1 else NONE
+    configured = list(shards)
+    unknown = frozenset[str]().union(*intended.values()) - {shard.name for shard in configured}
     facts = tuple(
         ShardFacts(
             shard.name,
             shard.weight,
             reports[shard.name].backlog if shard.name in reports else 0.0,
-            shard.name in reports and not _out_of_reach(shard, workers),
+            shard.name in reports and shard.name not in unsettled and not _out_of_reach(shard, workers),
             frozenset(shard.labels),
             queues,
         )
-        for shard in shards
-    )
+        for shard in configured
+    ) + tuple(ShardFacts(name, reachable=False) for name in sorted(unknown))
     return Fleet(
         tuple(sorted(workers, key=lambda worker: worker.name)),
         facts,

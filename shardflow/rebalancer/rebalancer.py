@@ -28,6 +28,9 @@ log = logging.getLogger("shardflow.rebalancer")
 ASIDE = 2.0
 #: After so many looks at which nothing was to be done, the looks are so many times rarer.
 SOON, RESTING = 2, 2.0
+#: Seconds after a shard was away until it counts as back: workers find out one after the other, and what they hold
+#: there is not to be given to those who were first.
+SETTLE = 6.0
 #: Workers whose facts are compared in a thread, because it takes long enough to be felt in a worker's event loop.
 MANY = 64
 
@@ -49,6 +52,7 @@ class Rebalancer:
         self._seats: dict[str, Term] = {}
         self._changed = asyncio.Event()
         self._gone: set[str] = set()
+        self._away: dict[str, float] = {}
         self._unrest: float | None = None
         self._quiet_looks = 0
 
@@ -121,8 +125,8 @@ class Rebalancer:
             await self._note(seat, term, [Note("elected", f"term {term} on shard {seat}", worker=self.name)])
             self.deciding = seat
         reports = await self._survey.ask(rebalance.report)
-        fleet = self._gather(reports)
         now = asyncio.get_running_loop().time()
+        fleet = self._gather(reports, now)
         await self._decide(fleet, now)
         step = self._planner.step(fleet)
         rests = not step.wishes and not step.later and self._planner.reached(fleet)
@@ -130,11 +134,15 @@ class Rebalancer:
         await self._tell(seat, term, fleet, step)
         await self._note_rest(seat, term, fleet, step, now)
 
-    def _gather(self, reports: dict[str, Report]) -> Fleet:
-        """The fleet, where a worker counts as dead whose session was seen closed twice in a row."""
+    def _gather(self, reports: dict[str, Report], now: float) -> Fleet:
+        """The fleet, where a worker counts as dead whose session was seen closed twice in a row, and a shard as back
+        when it was not seen away for a while."""
         gone = seen_gone(reports)
         dead, self._gone = gone & self._gone, gone
-        return gather(self._config.shards, reports, dead)
+        fleet = gather(self._config.shards, reports, dead)
+        self._away |= {shard.name: now for shard in fleet.shards if not shard.reachable}
+        self._away = {name: since for name, since in self._away.items() if now - since < SETTLE}
+        return gather(self._config.shards, reports, dead, self._away) if self._away else fleet
 
     async def _decide(self, fleet: Fleet, now: float) -> None:
         if not self._planner.due(fleet, now):

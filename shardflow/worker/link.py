@@ -221,9 +221,8 @@ class Link:
                 "the shard's server was promoted: what was not replicated is lost; starting over from what it has",
                 extra={"shard": self.shard.name, "timeline": timeline, "former": former},
             )
-            lease = self._fence.lease
-            self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {lease} was given by the server before"))
-            await leases.release(self.shard, writing, lease)
+            # The lease is left to be ended as a dead one: its number may have been given to a peer meanwhile.
+            self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {self._fence.lease} was given by another server"))
         self._timeline = timeline
 
     async def _chore(self, keeping: Conn, vacant: bool) -> None:
@@ -266,7 +265,6 @@ class Link:
                 commit.put_back(doubt.gathered)
         if strange := [run.id for wf, run in commit.runs.items() if wf not in by_wf]:
             # Memory and shard have come apart, as after a restore from a backup: only the shard counts.
-            await leases.release(self.shard, conn, lease)
             raise LeaseLost(f"shard {self.shard.name!r}: lease {lease} does not hold {strange[0]!r}, which runs here")
         rows: dict[int, dict[int, int]] = defaultdict(dict)
         for h in held:
