@@ -27,7 +27,7 @@ log = logging.getLogger("shardflow.rebalancer")
 #: Seconds between looks whether a shard before ours has its elected one; more for a shard far down the list.
 ASIDE = 2.0
 #: After so many looks at which nothing was to be done, the looks are so many times rarer.
-SOON, RESTING = 2, 2.0
+SOON, RESTING = 2, 1.5
 #: Seconds after a shard was away until it counts as back: workers find out one after the other, and what they hold
 #: there is not to be given to those who were first.
 SETTLE = 6.0

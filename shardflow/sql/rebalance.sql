@@ -25,15 +25,22 @@ SELECT holder, lease, term, elected_at, expires_at < clock_timestamp()
     OR (lease IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = election.lease)) AS vacant
 FROM {schema}.election
 
--- name: leases
--- The live leases: whose, on which queues, whether they claim.
-SELECT worker, queues, claiming FROM {schema}.lease l WHERE expires_at > clock_timestamp()
-    AND NOT (session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0)))
-
--- name: backlog
--- About how many workflows are ready, as the server's statistics know: counting them would cost more than it is worth.
--- Parameters: schema.
-SELECT greatest(0, coalesce(pg_stat_get_live_tuples(to_regclass(%s || '.ready')), 0))::bigint
+-- name: report
+-- All that a decision needs to know, as JSON: the registry, the live leases, about how many workflows are ready (as the
+-- server's statistics know: counting them would cost more than it is worth). Parameters: schema.
+SELECT
+    (SELECT coalesce(json_agg(found), '[]') FROM (
+        SELECT w.*, expires_at < clock_timestamp() AS expired,
+            session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':worker:' || worker, 0)) AS gone,
+            clock_timestamp() - seen_at > (expires_at - seen_at) / 2 AS late
+        FROM {schema}.worker w
+    ) found) AS workers,
+    (SELECT coalesce(json_agg(found), '[]') FROM (
+        SELECT worker, queues, claiming FROM {schema}.lease WHERE expires_at > clock_timestamp()
+            AND NOT (session
+                AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0)))
+    ) found) AS leases,
+    greatest(0, coalesce(pg_stat_get_live_tuples(to_regclass(%s || '.ready')), 0))::bigint AS backlog
 
 -- name: wish
 -- Tells a worker which shards it is wanted on. Parameters: shards, worker.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
 from ..core.fleet import Claimer, Report, WorkerRow
 from .shard import Conn, Shard
@@ -82,19 +83,20 @@ async def elected(shard: Shard, conn: Conn) -> Elected | None:
 
 
 async def report(shard: Shard, conn: Conn) -> Report:
-    """All that a decision needs to know of the shard, at one moment and in one round trip."""
+    """All that a decision needs to know of the shard, in one query."""
     sql = shard.statements("rebalance")
     with shard.translate():
-        async with conn.pipeline(), conn.transaction():
-            workers = await conn.execute(shard.statements("registry")["workers"])
-            leases = await conn.execute(sql["leases"])
-            backlog = await conn.execute(sql["backlog"], (shard.config.schema,))
-        row = await backlog.fetchone()
-        return Report(
-            [WorkerRow(*found) for found in await workers.fetchall()],
-            [Claimer(*found) for found in await leases.fetchall()],
-            int(row[0]) if row else 0,
-        )
+        row = await (await conn.execute(sql["report"], (shard.config.schema,))).fetchone()
+    assert row is not None
+    workers, leases, backlog = row
+    return Report([_worker(found) for found in workers], [Claimer(**found) for found in leases], backlog)
+
+
+def _worker(found: dict[str, Any]) -> WorkerRow:
+    values = {field.name: found[field.name] for field in fields(WorkerRow)}
+    for name in ("started_at", "seen_at", "expires_at"):
+        values[name] = datetime.fromisoformat(values[name])
+    return WorkerRow(**values)
 
 
 async def wish(shard: Shard, conn: Conn, wishes: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -44,6 +44,9 @@ LOUD = 20
 #: Seconds for taking a lease up again: it may have to wait for a transaction of the former connection.
 HOLD = 30.0
 
+#: Seconds for which an election lasts unrenewed; it is over at once when the lease it stands on has ended.
+SEAT = 60.0
+
 #: Seconds after which a workflow that this worker has no code for is offered again.
 UNKNOWN_DELAY = 15.0
 
@@ -239,8 +242,8 @@ class Link:
             self._commit.close(False)
         now = self._commit.loop.time()
         if (vacant and not self._commit.leaving) or (self._seated and now >= self._stand_at):
-            term = await rebalance.stand(self.shard, keeping, self._name, lease, self._config.lease.ttl)
-            self._seated, self._stand_at = term is not None, now + self._config.lease.ttl / 3
+            term = await rebalance.stand(self.shard, keeping, self._name, lease, SEAT)
+            self._seated, self._stand_at = term is not None, now + SEAT / 3
             self._seat(self.shard.name, term)
 
     def _unseat(self) -> None:

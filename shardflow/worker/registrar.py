@@ -35,7 +35,7 @@ class Registrar:
     """One worker's entry.
 
     Arguments: `shards`, all of the cluster; `card`, what stays the same; `pulse`, called for what does not, with the
-    number of the beat; `config`, half of whose `renew` is the pause between beats; `wished`, called with each answer.
+    number of the beat; `config`, whose `renew` is the pause between beats; `wished`, called with each answer.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Registrar:
     async def _beat(self, shard: Shard, conn: Conn) -> None:
         self._beats += 1
         pulse = self._pulse(self._beats)
-        self._pause = min(FRESH, self._config.watch) if pulse.aims is None else self._config.renew / 2
+        self._pause = min(FRESH, self._config.watch) if pulse.aims is None else self._config.renew
         self._idle = 0 if pulse.held or pulse.aims else self._idle + 1
         async with shard.deadline(conn, self._config.ttl, "a heartbeat"):
             staying = self._idle < IDLE_BEATS

@@ -465,7 +465,10 @@ async def test_a_worker_that_cannot_work_says_why(cluster_config: ClusterConfig,
 
 
 async def test_an_idle_worker_asks_a_shard_seldom(shard_config: ClusterConfig) -> None:
-    """Counted by the server as transactions, between two looks 3 s apart; the design allows 5 a second."""
+    """Counted by the server as transactions, between two looks 5 s apart; the design allows 5 a second.
+
+    Sessions report what they did up to a second late, so the first look waits until the start is told.
+    """
     app = App()
 
     @app.workflow
@@ -477,9 +480,9 @@ async def test_an_idle_worker_asks_a_shard_seldom(shard_config: ClusterConfig) -
     async with AsyncClient(config) as client, running(config, app):
         assert await (await client.submit(work)).result(10) == "awake"
         began = time.monotonic()
-        await until(lambda: time.monotonic() - began > 1.5)
+        await until(lambda: time.monotonic() - began > 4)
         before, since = one(config, count), time.monotonic()
-        await until(lambda: time.monotonic() - since > 3)
+        await until(lambda: time.monotonic() - since > 5)
         rate = (one(config, count) - before) / (time.monotonic() - since)
         assert rate <= 5, f"{rate:.1f} transactions a second"
         since = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shardflow.core.assignment import assign
 from shardflow.core.assignment_model import Move, canonical
 from shardflow.core.fleet import (
     UNKNOWN_CAPACITY,
@@ -205,6 +206,20 @@ def test_a_shard_from_which_all_are_cut_off_is_unreachable() -> None:
     assert reachable(cut, near)
     assert reachable()
     assert not reachable(replace(cut, labels=["x"]), near, labels=("x",))
+
+
+def test_a_shard_that_came_back_just_now_counts_as_unreachable() -> None:
+    reports = {name: Report([], [], 0) for name in "ab"}
+    fleet = gather(shards("ab"), reports, unsettled={"b": 1.0})
+    assert {shard.name: shard.reachable for shard in fleet.shards} == {"a": True, "b": False}
+
+
+def test_a_shard_that_only_others_know_keeps_its_leases() -> None:
+    fleet = gather(shards("a"), {"a": Report([at("w", aims=["a", "new"], held=["a", "new"])], [], 0)})
+    assert {shard.name: shard.reachable for shard in fleet.shards} == {"a": True, "new": False}
+    decision = assign(fleet.workers, fleet.shards, fleet.intended)
+    assert decision.wanted == {"w": {"a", "new"}}
+    assert after(fleet, decision.wanted).wishes == {}
 
 
 def test_queues_are_covered_each_where_workers_differ_in_them() -> None:
