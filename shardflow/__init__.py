@@ -26,6 +26,7 @@ from .errors import (
     WorkflowFailed,
     WorkflowNotFound,
 )
+from .inside import Info, info, now, random, uuid4
 from .model import (
     RELEASE,
     ClusterConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "Handle",
+    "Info",
     "InvalidInput",
     "InvalidWorkflowId",
     "LeaseConfig",
@@ -76,5 +78,9 @@ __all__ = [
     "WorkflowFailed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "info",
     "load_config",
+    "now",
+    "random",
+    "uuid4",
 ]

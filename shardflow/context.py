@@ -6,7 +6,7 @@ ordinary call.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -16,6 +16,17 @@ class Runtime(Protocol):
 
     id: str
     attempt: int
+
+    @property
+    def name(self) -> str:
+        """The workflow's name."""
+
+    @property
+    def queue(self) -> str:
+        """The queue that it was submitted to, as far as its definition says."""
+
+    def value(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Records what `make` gives, or answers what is recorded; no step begins before the record has committed."""
 
     def step(self, step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
         """Runs a step of an `async def` workflow and checkpoints its outcome, or answers the recorded one."""

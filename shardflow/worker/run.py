@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import random
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,6 +73,7 @@ class Run:
         "sink",
         "task",
         "thread",
+        "unsettled",
         "wf",
         "workflow",
     )
@@ -100,7 +101,16 @@ class Run:
         self.closed = False
         self.broken: NonDeterminism | None = None
         self.task: asyncio.Task[None] | None = None
+        self.unsettled: asyncio.Future[None] | None = None
         self._halt: threading.Event | None = threading.Event() if self.blocking else None
+
+    @property
+    def name(self) -> str:
+        return self.workflow.name
+
+    @property
+    def queue(self) -> str:
+        return self.workflow.queue
 
     def start(self) -> None:
         """Begins in a task of its own."""
@@ -162,6 +172,26 @@ class Run:
         self.thread = self.sink.threads.submit(call)
         return await asyncio.wrap_future(self.thread)
 
+    # -- values that are recorded
+
+    def value(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """See `context.Runtime`.
+
+        In an `async def` workflow the record goes along with the next turn: whatever follows from it can only commit
+        with it or after it, and what acts outside, a step, waits for it.
+        """
+        if not self.blocking and not _in_loop(self.sink.loop):
+            raise UsageError(f"{name}() was called in a thread of an `async def` workflow: call it in the workflow")
+        seq = self._number()
+        if (self.checkpoints or self.broken) and (recorded := self._recorded(name, seq)):
+            return recorded.output or b"null"
+        output = make()
+        if self.blocking:
+            self._checkpoint_blocking(seq, name, 1, output, None)
+        else:
+            self.unsettled = self.sink.checkpoint(self, seq, name, 1, output, None)
+        return output
+
     # -- steps of an `async def` workflow
 
     def step(
@@ -174,7 +204,7 @@ class Run:
                 " make both the same"
             )
         seq = self._number()
-        if (self.checkpoints or self.broken) and (recorded := self._recorded(step, seq)):
+        if (self.checkpoints or self.broken) and (recorded := self._recorded(step.name, seq)):
             return self._replayed(step, recorded)
         return self._step(step, seq, args, kwargs)
 
@@ -187,6 +217,8 @@ class Run:
 
     async def _step(self, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         attempts = 0
+        if self.unsettled is not None:
+            await asyncio.wait([self.unsettled])  # which does not cancel it when this step is cancelled
         while True:
             while self.sink.loop.time() > self.sink.valid_until and not self.closed:  # noqa: ASYNC110  # rare
                 await asyncio.sleep(STALE_LOOK)
@@ -224,7 +256,7 @@ class Run:
                 f" {self.workflow.name!r}, which is `async def`: call `await {step.name}.aio(...)`"
             )
         seq = self.branch.next()
-        if (self.checkpoints or self.broken) and (recorded := self._recorded(step, seq)):
+        if (self.checkpoints or self.broken) and (recorded := self._recorded(step.name, seq)):
             return self._answer(step, recorded)
         attempts = 0
         while True:
@@ -276,13 +308,13 @@ class Run:
 
     # -- replay
 
-    def _recorded(self, step: Step[..., Any], seq: int) -> Checkpoint | None:
+    def _recorded(self, name: str, seq: int) -> Checkpoint | None:
         if self.broken is not None:
             raise self.broken
         recorded = self.checkpoints.pop(seq, None) if self.checkpoints else None
-        if recorded is not None and recorded.name != step.name:
+        if recorded is not None and recorded.name != name:
             self.broken = NonDeterminism(
-                f"workflow {self.id!r}: step {seq} is {step.name!r} now, but {recorded.name!r} is recorded: its code"
+                f"workflow {self.id!r}: step {seq} is {name!r} now, but {recorded.name!r} is recorded: its code"
                 " has changed or depends on something that is not recorded",
                 workflow_id=self.id,
             )
@@ -295,6 +327,13 @@ class Run:
             info = from_json(recorded.error)
             raise StepFailed(step.name, info.type, info.message, info.traceback, recorded.attempts)
         return step.codec.decode_result(recorded.output or b"null")
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _again(step: Step[..., Any], attempts: int, failure: BaseException) -> bool:
