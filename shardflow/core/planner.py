@@ -1,7 +1,8 @@
 """Keeps the goal of a rebalancer from look to look: when to decide anew, and what is the next step.
 
-A goal is kept until it is reached, or until somebody or something comes or goes, so that steps which take a while are
-not undone half way; for load alone there is a new one only when the last one is reached and has rested.
+A goal is kept until it is reached, or until somebody or something comes or goes or somebody else decides too, so that
+steps which take a while are not undone half way; for load alone there is a new one only when the last one is reached
+and has rested.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Planner:
         self._cooldown = cooldown
         self._membership: object = None
         self._goal: Assignment = canonical({})
+        self._expected: Assignment = canonical({})
         self._reasons: Mapping[tuple[str, str], str] = {}
         self._decided_at = 0.0
 
@@ -38,8 +40,8 @@ class Planner:
 
     def due(self, fleet: Fleet, now: float) -> bool:
         """Whether to decide anew at `now`, in seconds of a steady clock."""
-        if fleet.membership != self._membership:
-            return True
+        if fleet.membership != self._membership or fleet.intended != self._expected:
+            return True  # two who decide would undo each other's steps for ever, if each kept to a goal of its own
         return self.reached(fleet) and now - self._decided_at >= self._cooldown
 
     def take(self, fleet: Fleet, decision: Decision, now: float) -> None:
@@ -51,4 +53,6 @@ class Planner:
     def step(self, fleet: Fleet) -> Step:
         """What to tell whom now."""
         moves = max(self._moves, len(fleet.workers) // SHARE)
-        return next_step(fleet, self._goal, self._reasons, min_group=self.limits.min_group, moves=moves)
+        step = next_step(fleet, self._goal, self._reasons, min_group=self.limits.min_group, moves=moves)
+        self._expected = canonical({**fleet.intended, **step.wishes})
+        return step

@@ -27,7 +27,7 @@ LOOK_AGAIN = 0.4
 #: server had gone away, all of them were closed, and come back one after the other.
 PATIENCE = 2.5
 #: Seconds beyond its time after which the transaction that keeps a lease from being ended is cut off.
-LATE = 2.0
+LATE = 0.5
 
 
 class Keeper:
@@ -62,6 +62,7 @@ class Keeper:
         self._took = took
         self._chore = chore
         self._gone: dict[int, int] = {}
+        self._held_up = False
         self._patient_until = asyncio.get_running_loop().time() + (PATIENCE if resumed else 0.0)
 
     async def keep(self, conn: Conn) -> None:
@@ -76,7 +77,8 @@ class Keeper:
                     renew_at = loop.time() + self._config.renew
                 if now >= watch_at:
                     await self._watch(conn)
-                    watch_at = loop.time() + min(self._config.watch, LOOK_AGAIN if self._gone else math.inf)
+                    soon = LOOK_AGAIN if self._gone or self._held_up else math.inf
+                    watch_at = loop.time() + min(self._config.watch, soon)
             await hear(self._shard, conn, min(renew_at, watch_at) - loop.time(), self._rang)
 
     async def _renew(self, conn: Conn) -> None:
@@ -90,6 +92,7 @@ class Keeper:
         dead, vacant = await leases.peers(self._shard, conn, self._lease)
         patient = asyncio.get_running_loop().time() < self._patient_until
         seen = {p.lease: self._gone.get(p.lease, 0) + 1 for p in dead if p.gone and not patient}
+        self._held_up = False
         for peer in dead:
             if peer.expired or seen.get(peer.lease, 0) >= SEEN_GONE:
                 seen.pop(peer.lease, None)
@@ -98,10 +101,13 @@ class Keeper:
                 except ShardUnavailable:
                     if conn.closed:
                         raise
+                    self._held_up = True
                     continue  # its batch in flight holds the lease's row: the next look tries again
                 if back is not None:
                     self._took(peer, back)
-                elif peer.expired and await leases.cut_off(self._shard, conn, peer, LATE):
+                    continue
+                self._held_up = self._held_up or peer.expired
+                if peer.expired and await leases.cut_off(self._shard, conn, peer, LATE):
                     log.warning(
                         "cut off a connection that kept a dead worker's lease from being ended",
                         extra={"shard": self._shard.name, "lease": peer.lease, "worker": peer.worker},

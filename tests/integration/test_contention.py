@@ -29,6 +29,7 @@ from shardflow import (
     ClusterConfig,
     LeaseConfig,
     PoolConfig,
+    RebalanceConfig,
     ResultTimeout,
     ShardConfig,
     ShardUnavailable,
@@ -175,6 +176,7 @@ async def test_a_peers_stuck_transaction_costs_nobody_else_a_lease_and_is_cut_of
     """A frozen worker has sent half of a batch: its transaction is open and holds its lease's row."""
     monkeypatch.setattr(shardflow.worker.keeper, "LATE", 1.2)
     config = make_cluster(shards=1, lease=LeaseConfig(ttl=0.8, renew=0.1, watch=0.05))
+    config = replace(config, rebalance=RebalanceConfig(min_group=3))
     app = simple()
     theirs = "SELECT lease, worker, epoch FROM lease WHERE worker <> 'stuck' ORDER BY lease"
     expired = "SELECT count(*) FROM lease WHERE worker <> 'stuck' AND expires_at < clock_timestamp()"

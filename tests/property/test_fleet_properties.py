@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shardflow.core.assignment import assign
 from shardflow.core.assignment_model import Assignment, Limits, canonical
 from shardflow.core.fleet import Claimer, Fleet, Report, Step, WorkerRow, gather, next_step
+from shardflow.core.planner import Planner
 from shardflow.model import ShardConfig
 
 laws = settings(deadline=None, max_examples=300)
@@ -95,14 +96,17 @@ class Game:
 
     def tell(self) -> Step:
         step = self.step()
+        self.told(step)
+        return step
+
+    def told(self, step: Step) -> None:
         for player in self.players:
             if player.name in step.wishes:
                 assert player.kind == "plain"
                 player.wanted = set(step.wishes[player.name])
                 player.decision += 1
-        return step
 
-    def obey(self, chance: random.Random, share: float) -> None:
+    def obey(self, chance: random.Random, share: float, *, check: bool = True) -> None:
         """Everybody does some of what is to be done, in any order."""
         deeds: list[tuple[Player, str]] = []
         for player in self.players:
@@ -114,7 +118,8 @@ class Game:
         for player, shard in deeds:
             if chance.random() < share and shard not in self.away:
                 player.held ^= {shard}
-                self.check()
+                if check:
+                    self.check()
 
     def check(self) -> None:
         for shard in self.shards:
@@ -206,3 +211,26 @@ def test_a_step_is_within_its_budget_but_for_what_is_short_of_workers(game: Game
         assert {w: s for w, s in fleet.intended.items() if w in fleet.rows} == {
             w: s for w, s in game.goal.items() if w in fleet.rows
         } or step.later
+
+
+@laws
+@given(games(), st.integers(0, 2**32), st.integers(2, 3))
+def test_several_who_decide_at_once_come_to_rest(game: Game, seed: int, count: int) -> None:
+    """Each keeps a goal of its own, made from what it saw first."""
+    chance = random.Random(seed)
+    limits = Limits(game.min_group, max(4, game.min_group))
+    planners = [Planner(limits, game.moves, cooldown=1e9) for _ in range(count)]
+    quiet = 0
+    for turn in range(300):
+        planner = planners[turn % count] if turn > 2 * count else chance.choice(planners)
+        fleet = game.look()
+        if planner.due(fleet, 0.0):
+            decision = assign(fleet.workers, fleet.shards, fleet.intended, limits)
+            planner.take(fleet, decision, 0.0)
+        step = planner.step(fleet)
+        game.told(step)
+        game.obey(chance, 0.5 if turn < 10 else 1.0, check=False)
+        quiet = 0 if step.wishes or step.later else quiet + 1
+        if quiet > 2 * count:
+            return
+    raise AssertionError("they never rest")
