@@ -33,7 +33,7 @@ from .router import Router
 #: Pauses between tries against a shard that does not answer, in seconds.
 _BACKOFF = Retry(attempts=2, initial=0.05, factor=2.0, maximum=1.0, jitter=0.3)
 #: Seconds to wait for a connection before an id of our own choice is drawn anew for another shard.
-REDRAW_AFTER = 1.0
+REDRAW_AFTER = 0.5
 #: What a slow server takes in a second, for the time that it is given: workflows, and bytes of their inputs.
 SLOW_ROWS = 2_000
 SLOW_BYTES = 1_000_000

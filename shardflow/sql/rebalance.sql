@@ -1,13 +1,8 @@
 -- name: stand
 -- Takes or renews the election where it is vacant or the caller's own; answers the term, and since when; nothing where
--- another one holds it. Parameters: holder, lease (or NULL), seconds; then the holder again.
+-- another one holds it. Parameters: holder, lease (or NULL), seconds.
 INSERT INTO {schema}.election AS e (holder, lease, term, elected_at, expires_at)
-SELECT given.holder, given.lease, 1, clock_timestamp(), clock_timestamp() + make_interval(secs => given.ttl)
-FROM (SELECT %s::text AS holder, %s::bigint AS lease, %s::double precision AS ttl) given
-WHERE NOT EXISTS (
-    SELECT FROM {schema}.election f WHERE f.holder <> %s AND f.expires_at > clock_timestamp()
-        AND (f.lease IS NULL OR EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = f.lease))
-)
+VALUES (%s, %s, 1, clock_timestamp(), clock_timestamp() + make_interval(secs => %s))
 ON CONFLICT (one) DO UPDATE SET holder = EXCLUDED.holder, lease = EXCLUDED.lease, expires_at = EXCLUDED.expires_at,
     term = e.term + CASE WHEN e.holder = EXCLUDED.holder THEN 0 ELSE 1 END,
     elected_at = CASE WHEN e.holder = EXCLUDED.holder THEN e.elected_at ELSE EXCLUDED.elected_at END

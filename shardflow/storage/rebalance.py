@@ -64,7 +64,7 @@ async def stand(shard: Shard, conn: Conn, holder: str, lease: int | None, ttl: f
     It also ends when `lease`, on this shard, is ended.
     """
     with shard.translate():
-        cursor = await conn.execute(shard.statements("rebalance")["stand"], (holder, lease, ttl, holder))
+        cursor = await conn.execute(shard.statements("rebalance")["stand"], (holder, lease, ttl))
         row = await cursor.fetchone()
     return Term(row[0], row[1]) if row else None
 

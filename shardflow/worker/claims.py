@@ -53,6 +53,11 @@ class Claims:
         """The queues may have something: the next turn asks."""
         self.wanted = True
 
+    def look_from_the_start(self) -> None:
+        """Something came back to its former place in a queue, which may lie before the marks."""
+        self._marks = {queue: LowWater() for queue in self._queues}
+        self.wanted = True
+
     def answered(self) -> None:
         """The claim that was under way is over and what it gave runs: the rest of its places are free again."""
         if self._place.claiming:

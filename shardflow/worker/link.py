@@ -313,6 +313,7 @@ class Link:
                 "back": back,
             },
         )
+        self._commit.claims.look_from_the_start()
         self._commit.wake()
 
     # -- beginning what was claimed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from shardflow.errors import LeaseLost
 from shardflow.storage import leases
 from shardflow.storage.leases import Peer
 from shardflow.storage.turn import Receipt
+
+MakeCluster = Callable[..., ClusterConfig]
 
 PLACES = "SELECT id, attempt, replay FROM ready JOIN workflow USING (wf) ORDER BY seq"
 
@@ -99,7 +102,7 @@ async def test_release_leaves_the_attempt_as_it_is(shard_config: ClusterConfig) 
         await hand.submit(holder.writing, "a", "b")
         await holder.claim(1)
         assert await leases.release(hand.shard, await hand.conn(), holder.fence.lease) == 1
-        assert rows(shard_config, PLACES) == [("b", 0, False), ("a", 0, True)]
+        assert rows(shard_config, PLACES) == [("a", 0, True), ("b", 0, False)]
         with pytest.raises(LeaseLost):
             await holder.claim(1)
 
@@ -292,3 +295,50 @@ async def test_a_batch_that_never_ends_is_cut_off_when_its_lease_is_long_over(sh
         await until(lambda: one(shard_config, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid) == 0)
         assert await leases.expire(hand.shard, other.keeping, peer) == 1
         assert [r.wf for r in await other.claim()] == [row.wf]
+
+
+async def test_what_comes_back_from_a_lease_keeps_its_place_before_the_backlog(shard_config: ClusterConfig) -> None:
+    async with by_hand(shard_config) as hand:
+        first, second = await hand.holder("first"), await hand.holder("second")
+        await hand.submit(first.writing, *(f"w{n:02}" for n in range(30)))
+        claimed = [row.id for row in await first.claim(5)]
+        assert claimed == [f"w{n:02}" for n in range(5)]
+        rows(shard_config, "SELECT end_lease(%s, 1)", first.fence.lease)
+        again = await second.claim(7)
+        assert [row.id for row in again] == [f"w{n:02}" for n in range(7)]
+        assert [row.attempt for row in again] == [1] * 5 + [0] * 2
+
+
+async def test_a_workflow_under_which_leases_end_again_and_again_goes_to_the_end(shard_config: ClusterConfig) -> None:
+    async with by_hand(shard_config) as hand:
+        conn = await hand.conn()
+        await hand.submit(conn, "deadly", "harmless")
+        places = []
+        for n in range(5):
+            holder = await hand.holder(f"worker-{n}")
+            (row,) = await holder.claim(1)
+            places.append(row.id)
+            rows(shard_config, "SELECT end_lease(%s, 1)", holder.fence.lease)
+        assert places == ["deadly"] * 4 + ["harmless"]
+        assert_i1(shard_config)
+
+
+async def test_a_dead_workers_claims_run_before_the_backlog(make_cluster: MakeCluster) -> None:
+    """Also where the claimer's low-water mark lies behind their places."""
+    config = make_cluster(shards=1, lease=LeaseConfig(ttl=0.5, renew=0.1, watch=0.05))
+    app, order = App(), list[str]()
+
+    @app.workflow
+    async def work(name: str) -> None:
+        order.append(name)
+
+    async with AsyncClient(config) as client, by_hand(config) as hand:
+        doomed = await hand.holder("doomed", ttl=0.5)
+        await client.submit_many(work.call(f"held-{n}").set(id=f"held-{n}") for n in range(20))
+        assert len(await doomed.claim(20)) == 20
+        last = await client.submit_many(work.call(f"later-{n}").set(id=f"later-{n}") for n in range(3000))
+        async with running(config, app, concurrency=2):
+            await until(lambda: sum(name.startswith("held") for name in order) == 20)
+            assert len(order) < 2900, "the backlog went first"
+            await last[-1].result(30)
+    assert_all_done(config, 3020, 0)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from support.group import away, elected, groups, impatient, journal, quick, registered, working
 from support.lab import Lab
-from support.look import assert_all_done, assert_i1, one, rows, terminate, until
+from support.look import assert_all_done, assert_i1, blocked_or_done, one, rows, terminate, until
 from support.raw import by_hand
 from support.work import Gate, ids_on, running
 
@@ -426,12 +426,14 @@ async def test_an_election_is_won_where_it_is_vacant(shard_config: ClusterConfig
         assert elected(shard_config) == "c"
         await rebalance.resign(hand.shard, conn, "c")
         assert await stand("d") == 4
-        both = [await hand.conn(), await hand.conn()]
         await rebalance.resign(hand.shard, conn, "d")
-        terms = await asyncio.gather(
-            *(rebalance.stand(hand.shard, each, f"e{n}", None, 60.0) for n, each in enumerate(both))
-        )
-        assert sorted(term is None for term in terms) == [False, True]
+        second = await hand.conn()
+        async with conn.transaction():  # two at once: the second one waits for the first
+            assert await stand("e") == 5
+            standing = asyncio.ensure_future(rebalance.stand(hand.shard, second, "f", None, 60.0))
+            assert await blocked_or_done(shard_config, standing)
+        assert await standing is None
+        assert elected(shard_config) == "e"
 
 
 # -- a rebalancer of its own

@@ -16,7 +16,7 @@ from shardflow.core.fleet import Claimer, Fleet, Report, Step, WorkerRow, gather
 from shardflow.core.planner import Planner
 from shardflow.model import ShardConfig
 
-laws = settings(deadline=None, max_examples=300)
+laws = settings(deadline=None, max_examples=150)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
