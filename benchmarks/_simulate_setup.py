@@ -73,6 +73,7 @@ class Worker:
     wish: frozenset[str] | None = None
     #: A wish is written into a row; the simulation tells every worker at its next heartbeat.
     fresh = False
+    aims = None
 
     @property
     def intended(self) -> frozenset[str]:

@@ -218,7 +218,7 @@ def next_step(
             for shard in shards:
                 counts[shard] = counts.get(shard, 0) + 1
     spare = {
-        shard: sum(shard in fleet.intended.get(w, NONE) for w in holders) - wanted.get(shard, 0)
+        shard: sum(_stays(fleet, worker, shard) for worker in holders) - wanted.get(shard, 0)
         for shard, holders in fleet.holders.items()
     }
     wishes: dict[str, set[str]] = {}
@@ -253,3 +253,11 @@ def next_step(
         if row.fresh:
             wishes.setdefault(name, set(fleet.intended.get(name, NONE)))
     return Step({name: frozenset(told) for name, told in sorted(wishes.items())}, tuple(done), later)
+
+
+def _stays(fleet: Fleet, worker: str, shard: str) -> bool:
+    """Whether a claimer is to go on there, and knows it: one that was told so and has not read it may yet leave."""
+    if shard not in fleet.intended.get(worker, NONE):
+        return False
+    _, row = fleet.rows.get(worker, (None, None))
+    return row is None or row.aims is None or shard in row.aims

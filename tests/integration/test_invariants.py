@@ -150,7 +150,7 @@ async def i2_in_flight(config: ClusterConfig) -> None:
 async def i2_resume_in_flight(config: ClusterConfig) -> None:
     """I2: a worker resumes its lease while its old connection's batch is in flight; its look-up then is final."""
     async with by_hand(config) as hand:
-        holder = await hand.holder("a")
+        holder = await hand.holder("a", writer=False)
         await hand.submit(holder.writing, "it")
         (row,) = await holder.claim()
         statements, fence = hand.shard.statements("turn"), holder.fence
@@ -175,7 +175,7 @@ async def i2_resume_in_flight(config: ClusterConfig) -> None:
 async def i2_old_connection(config: ClusterConfig) -> None:
     """I2: what the old connection sends after the lease was resumed is refused."""
     async with by_hand(config) as hand:
-        holder = await hand.holder("a")
+        holder = await hand.holder("a", writer=False)
         await hand.submit(holder.writing, "it")
         (row,) = await holder.claim()
         await leases.resume(hand.shard, await hand.conn(), holder.fence.lease, 60)

@@ -50,10 +50,11 @@ class Hand:
         believed = self.generation if generation is None else generation
         return await submissions.submit(self.shard, conn, believed, self.news(ids))
 
-    async def holder(self, name: str, ttl: float = 60.0) -> Holder:
-        """A lease with its two connections."""
+    async def holder(self, name: str, ttl: float = 60.0, *, writer: bool = True) -> Holder:
+        """A lease with its two connections; without `writer` nobody can end the second one, as behind a pooler."""
         keeping, writing = await self.conn(f"keeper {name}"), await self.conn(f"commit {name}")
-        lease, epoch = await leases.open_lease(self.shard, keeping, name, ttl, writing.info.backend_pid)
+        pid = writing.info.backend_pid if writer else None
+        lease, epoch = await leases.open_lease(self.shard, keeping, name, ttl, pid)
         return Holder(self, keeping, writing, Fence(lease, epoch, self.generation))
 
 

@@ -289,6 +289,14 @@ def test_of_several_that_may_leave_as_many_stay_as_are_wanted() -> None:
     assert step.later == 1
 
 
+def test_who_was_told_to_stay_after_all_counts_when_it_has_read_it() -> None:
+    leaving = at("u", held=["a"], aims=["b"], wanted=["a"], decision=1)
+    fleet = seen(leaving, at("v", "ab"))
+    assert after(fleet, goal(u="a", v="b")) == Step({}, (), 1)
+    stays = seen(replace(leaving, aims=["a"], obeyed=1), at("v", "ab"))
+    assert told(after(stays, goal(u="a", v="b"))) == {"v": "b"}
+
+
 def test_who_claims_no_more_does_not_count_either() -> None:
     fleet = seen(at("u", "ab"), at("v", "ab"), leaving={"u": "a"})
     assert after(fleet, goal(u="ab", v="b")) == Step({}, (), 1)
