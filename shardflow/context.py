@@ -16,14 +16,11 @@ class Runtime(Protocol):
 
     id: str
     attempt: int
+    queue: str
 
     @property
     def name(self) -> str:
         """The workflow's name."""
-
-    @property
-    def queue(self) -> str:
-        """The queue that it was submitted to, as far as its definition says."""
 
     def value(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Records what `make` gives, or answers what is recorded; no step begins before the record has committed."""

@@ -334,7 +334,7 @@ class Link:
     def _start(self, row: Claimed, recorded: dict[int, leases.Checkpoint] | None = None) -> None:
         workflow = self._app.workflows.get(row.name)
         if workflow is not None:
-            run = Run(self._commit, row.wf, row.id, workflow, row.input, row.attempt, recorded)
+            run = Run(self._commit, row.wf, row.id, workflow, row.input, row.attempt, recorded, row.queue)
             self._commit.start(run)
             return
         log.error(

@@ -56,8 +56,8 @@ class Run:
     """A claimed workflow in this process.
 
     Arguments: `sink`, its shard's commit loop; `wf`, its narrow key; `id`; `workflow`, its definition; `input`,
-    the encoded arguments; `attempt`, leases that expired under it; `checkpoints`, what is
-    recorded of it, by sequence number.
+    the encoded arguments; `attempt`, leases that expired under it; `checkpoints`, what is recorded of it, by sequence
+    number; `queue`, that it was claimed from.
     """
 
     __slots__ = (
@@ -70,6 +70,7 @@ class Run:
         "closed",
         "id",
         "input",
+        "queue",
         "sink",
         "task",
         "thread",
@@ -87,6 +88,7 @@ class Run:
         input: bytes,
         attempt: int,
         checkpoints: dict[int, Checkpoint] | None,
+        queue: str = "",
     ) -> None:
         self.sink = sink
         self.wf = wf
@@ -94,6 +96,7 @@ class Run:
         self.workflow = workflow
         self.input = input
         self.attempt = attempt
+        self.queue = queue or workflow.queue
         self.checkpoints = checkpoints
         self.blocking = not workflow.is_async
         self.branch = Branch()
@@ -107,10 +110,6 @@ class Run:
     @property
     def name(self) -> str:
         return self.workflow.name
-
-    @property
-    def queue(self) -> str:
-        return self.workflow.queue
 
     def start(self) -> None:
         """Begins in a task of its own."""

@@ -136,6 +136,8 @@ async def test_info_tells_of_the_workflow_and_only_there(shard_config: ClusterCo
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         handle = await client.submit(work, id="w-1")
         assert await handle.result(10) == ["w-1", "work", "orders", 0, "refused"]
+        handle = await client.submit(work, id="w-2", queue="default")
+        assert (await handle.result(10))[2] == "default"
     with pytest.raises(UsageError, match="call it in a workflow's code"):
         shardflow.info()
 
