@@ -5,6 +5,7 @@ All cases share one audited shard and one ledger, so that one verdict judges the
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -115,20 +116,27 @@ class Sweep:
         """Kills a worker at a message of its commit loop, lets another end the work. Whether that came in time."""
         prefix = self.submit()
         doomed: list[Process] = []
-        known = threading.Event()
+        known, done, guard = threading.Event(), threading.Event(), threading.Lock()
 
         def act(link: Link) -> None:
             assert known.wait(10)
-            doomed[0].kill()
+            with guard:  # once it is buried, its descriptor may be another process's
+                for worker in doomed:
+                    worker.send(signal.SIGKILL)
             link.cut()
+            done.set()
 
         trap = self.trap(point, act)
         doomed.append(self.worker())
         known.set()
         until(lambda: trap.fired.is_set() or self.ended(prefix) == COUNT, f"{prefix}: {point}")
-        left = COUNT - self.ended(prefix) if trap.fired.is_set() else 0
-        self.bury(doomed[0])
-        if trap.fired.is_set():
+        hit = trap.fired.is_set()
+        assert not hit or done.wait(10)
+        left = COUNT - self.ended(prefix) if hit else 0
+        with guard:
+            worker = doomed.pop()
+        self.bury(worker)
+        if hit:
             successor = self.on.start_worker()
             until(lambda: self.ended(prefix) == COUNT, f"{prefix}: the successor ends it, {point}")
             self.bury(successor)
