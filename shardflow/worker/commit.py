@@ -27,7 +27,7 @@ from .run import Run
 
 log = logging.getLogger("shardflow.worker")
 
-#: Seconds that a turn may remain unanswered before its connection is given up.
+#: Seconds that a turn may remain unanswered before its connection is given up; never more than the lease's TTL.
 PATIENCE = 30.0
 
 #: Due workflows woken in one turn at the most, and seconds between looks for them while busy.

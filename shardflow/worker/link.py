@@ -26,7 +26,7 @@ from ..storage.leases import Peer, Resumed
 from ..storage.rebalance import Term
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Claimed, Fence
-from .commit import CommitLoop
+from .commit import PATIENCE, CommitLoop
 from .keeper import Keeper
 from .places import Places
 from .run import Run
@@ -78,7 +78,7 @@ class Link:
         self._queues = list(queues)
         self._seat = seat
         self._place = places.add(self._woken)
-        self._commit = CommitLoop(shard, queues, self._place, threads, self._begin, min(30.0, config.lease.ttl))
+        self._commit = CommitLoop(shard, queues, self._place, threads, self._begin, min(PATIENCE, config.lease.ttl))
         self._fence: Fence | None = None
         self._failures = 0
         self._retiring = False
