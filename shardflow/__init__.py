@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from . import blocking
 from .app import App, Call, Step, Workflow
+from .children import ChildHandle, gather, start, start_many
 from .client.aio import AsyncClient
 from .client.handle import AsyncHandle
+from .client.schedules import ScheduleList
 from .client.sync import Client, Handle
 from .config import load as load_config
+from .core.codecs import Codecs
+from .core.options import Options
+from .core.payload import PayloadCodec
 from .core.retry import Retry
 from .errors import (
     ClusterError,
@@ -16,26 +22,36 @@ from .errors import (
     MigrationError,
     NonDeterminism,
     ResultTimeout,
+    ScheduleConflict,
+    ScheduleNotFound,
     SerializationError,
     ShardflowError,
     ShardUnavailable,
     StepFailed,
+    StepTimeout,
     SubmitUncertain,
     UsageError,
+    WorkflowCancelled,
     WorkflowConflict,
     WorkflowFailed,
     WorkflowNotFound,
+    WorkflowTimeout,
 )
-from .inside import Info, info, now, random, uuid4
+from .inside import Info, info, now, random, receive, send, set_event, sleep, sleep_until, uuid4
 from .model import (
     RELEASE,
     ClusterConfig,
+    Counts,
     LeaseConfig,
+    Page,
+    PayloadConfig,
     PoolConfig,
     RebalanceConfig,
+    ScheduleInfo,
     ShardConfig,
     Status,
     StepInfo,
+    Waited,
     WorkflowInfo,
 )
 from .worker.worker import Worker
@@ -47,10 +63,13 @@ __all__ = [
     "AsyncClient",
     "AsyncHandle",
     "Call",
+    "ChildHandle",
     "Client",
     "ClusterConfig",
     "ClusterError",
+    "Codecs",
     "ConfigError",
+    "Counts",
     "Handle",
     "Info",
     "InvalidInput",
@@ -58,10 +77,18 @@ __all__ = [
     "LeaseConfig",
     "MigrationError",
     "NonDeterminism",
+    "Options",
+    "Page",
+    "PayloadCodec",
+    "PayloadConfig",
     "PoolConfig",
     "RebalanceConfig",
     "ResultTimeout",
     "Retry",
+    "ScheduleConflict",
+    "ScheduleInfo",
+    "ScheduleList",
+    "ScheduleNotFound",
     "SerializationError",
     "ShardConfig",
     "ShardUnavailable",
@@ -70,17 +97,30 @@ __all__ = [
     "Step",
     "StepFailed",
     "StepInfo",
+    "StepTimeout",
     "SubmitUncertain",
     "UsageError",
+    "Waited",
     "Worker",
     "Workflow",
+    "WorkflowCancelled",
     "WorkflowConflict",
     "WorkflowFailed",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowTimeout",
+    "blocking",
+    "gather",
     "info",
     "load_config",
     "now",
     "random",
+    "receive",
+    "send",
+    "set_event",
+    "sleep",
+    "sleep_until",
+    "start",
+    "start_many",
     "uuid4",
 ]

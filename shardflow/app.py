@@ -6,14 +6,20 @@ Called outside a workflow they just run. Called inside one, a step's outcome is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from .context import current
 from .core.codec import CallCodec
+from .core.codecs import Codecs
+from .core.lanes import lane_of
+from .core.options import NONE, Options, seconds_of
 from .core.retry import Retry
 from .core.routing import check_name
+from .core.schedule import Definition
+from .core.schedule import define as make_schedule
 from .core.suggest import did_you_mean
 from .errors import InvalidInput, UsageError
 from .model import DEFAULT_QUEUE
@@ -24,24 +30,30 @@ T = TypeVar("T")
 
 _ONCE = Retry(attempts=1)
 
+#: Leases that may expire under a workflow before it counts as the one that kills its workers.
+MAX_RECOVERIES = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """A workflow's call that has not been submitted yet; made by `Workflow.call`, for `submit_many`.
 
-    `workflow` is the definition, or its stored name where the submitting program lacks the code. `id` None: one is
-    generated. `queue` None: the workflow's own.
+    `workflow` is the definition, or its stored name where the submitting program lacks the code.
     """
 
     workflow: Workflow[..., Any] | str
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    id: str | None = None
-    queue: str | None = None
+    options: Options = NONE
 
-    def set(self, *, id: str | None = None, queue: str | None = None) -> Call[T]:
-        """The same call with another id or queue; None leaves what there is."""
-        return replace(self, id=self.id if id is None else id, queue=self.queue if queue is None else queue)
+    @property
+    def id(self) -> str | None:
+        """The id that it is to have; None: one is made."""
+        return self.options.id
+
+    def set(self, **options: Any) -> Call[T]:
+        """The same call with other options, see `Options`: `checkout.call(o).set(id="order-1", delay=60)`."""
+        return replace(self, options=self.options.changed(**options))
 
 
 class _Definition(Generic[P, R]):
@@ -67,9 +79,10 @@ class Step(_Definition[P, R]):
 
     kind = "step"
 
-    def __init__(self, function: Callable[P, R], name: str, retry: Retry) -> None:
+    def __init__(self, function: Callable[P, R], name: str, retry: Retry, timeout: float | None = None) -> None:
         super().__init__(function, name)
         self.retry = retry
+        self.timeout = timeout
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a workflow: runs under a checkpoint, with retries. Elsewhere: just runs."""
@@ -97,9 +110,20 @@ class Workflow(_Definition[P, R]):
 
     kind = "workflow"
 
-    def __init__(self, function: Callable[P, R], name: str, queue: str) -> None:
+    def __init__(
+        self,
+        function: Callable[P, R],
+        name: str,
+        queue: str,
+        version: str | None = None,
+        timeout: float | None = None,
+        max_recoveries: int = MAX_RECOVERIES,
+    ) -> None:
         super().__init__(function, name)
         self.queue = check_name("queue", queue)
+        self.version = None if version is None else check_name("version", version)
+        self.timeout = timeout
+        self.max_recoveries = max_recoveries
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Just runs the function, here and now; to make it durable, submit it with a client."""
@@ -110,26 +134,40 @@ class Workflow(_Definition[P, R]):
     @overload
     def call(self: Workflow[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]: ...
     def call(self, *args: Any, **kwargs: Any) -> Call[Any]:
-        """This call as a value, to be submitted with others: `client.submit_many(f.call(x) for x in xs)`."""
+        """This call as a value, to be submitted with others: `client.submit_many(f.call(x) for x in xs)`.
+
+        All arguments are the workflow's own; options of the submission come with `.set(...)`.
+        """
         return Call(self, args, kwargs)
 
 
 class App:
     """A collection of workflows and steps that a worker serves.
 
-    Arguments: `name`, shown in logs.
+    Arguments: `name`, shown in logs; `codecs`, how values are stored (default: JSON; more can be added to
+    `app.codecs`).
     """
 
-    def __init__(self, name: str = "app") -> None:
+    def __init__(self, name: str = "app", *, codecs: Codecs | None = None) -> None:
         self.name = check_name("app", name)
+        self.codecs = Codecs() if codecs is None else codecs
         self.workflows: dict[str, Workflow[..., Any]] = {}
         self.steps: dict[str, Step[..., Any]] = {}
+        self.schedules: dict[str, Definition] = {}
 
     @overload
     def workflow(self, function: Callable[P, R], /) -> Workflow[P, R]: ...
     @overload
     def workflow(
-        self, function: None = None, /, *, name: str | None = None, queue: str = DEFAULT_QUEUE
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        version: str | None = None,
+        timeout: float | timedelta | None = None,
+        max_recoveries: int = MAX_RECOVERIES,
     ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
     def workflow(
         self,
@@ -138,15 +176,24 @@ class App:
         *,
         name: str | None = None,
         queue: str = DEFAULT_QUEUE,
+        version: str | None = None,
+        timeout: float | timedelta | None = None,
+        max_recoveries: int = MAX_RECOVERIES,
     ) -> Any:
         """Makes a function a workflow; used as `@app.workflow` or `@app.workflow(queue="orders")`.
 
         Arguments: `name`, by which it is stored (default: the function's; changing it strands what is under way);
-        `queue`, where its submissions wait. Raises UsageError for a name that is taken.
+        `queue`, where its submissions wait; `version` of the code: only workers with the same one run what was
+        submitted with it; `timeout`, seconds or timedelta from the submission until it is ended as failed;
+        `max_recoveries`, how often a worker may die under it before it is ended as dead. Raises UsageError for a name
+        that is taken.
         """
+        limit = None if timeout is None else seconds_of("timeout", timeout)
+        if isinstance(max_recoveries, bool) or not isinstance(max_recoveries, int) or max_recoveries < 0:
+            raise InvalidInput(f"max_recoveries must be a whole number from 0, not {max_recoveries!r}")
 
         def define(function: Callable[..., Any]) -> Workflow[..., Any]:
-            made = Workflow(function, name or function.__name__, queue)
+            made = Workflow(function, name or function.__name__, queue, version, limit, max_recoveries)
             self._add(self.workflows, made)
             return made
 
@@ -156,7 +203,13 @@ class App:
     def step(self, function: Callable[P, R], /) -> Step[P, R]: ...
     @overload
     def step(
-        self, function: None = None, /, *, name: str | None = None, retry: Retry | None = None
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | timedelta | None = None,
     ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
     def step(
         self,
@@ -165,33 +218,80 @@ class App:
         *,
         name: str | None = None,
         retry: Retry | None = None,
+        timeout: float | timedelta | None = None,
     ) -> Any:
         """Makes a function a step; used as `@app.step` or `@app.step(retry=Retry(attempts=5))`.
 
         Arguments: `name`, by which its checkpoints are stored and compared on replay (default: the function's);
-        `retry`, what to do when it raises (default: fail at once). Raises UsageError for a name that is taken.
+        `retry`, what to do when it raises (default: fail at once); `timeout`, seconds or timedelta for each try,
+        which then counts as failed with StepTimeout: an `async def` step is cancelled, a plain one's thread goes on,
+        and what it returns is thrown away. Raises UsageError for a name that is taken.
         """
+        limit = None if timeout is None else seconds_of("timeout", timeout)
         if retry is not None and not isinstance(retry, Retry):
             raise InvalidInput(f"retry must be a shardflow.Retry, not {type(retry).__name__}")
 
         def define(function: Callable[..., Any]) -> Step[..., Any]:
-            made = Step(function, name or function.__name__, retry or _ONCE)
+            made = Step(function, name or function.__name__, retry or _ONCE, limit)
             self._add(self.steps, made)
             return made
 
         return define if function is None else define(function)
+
+    def schedule(
+        self,
+        when: str | timedelta | float,
+        /,
+        *,
+        tz: str = "UTC",
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        missed: str = "skip",
+        overlap: str = "allow",
+        options: Options = NONE,
+    ) -> Callable[[Workflow[P, R]], Workflow[P, R]]:
+        """Runs a workflow again and again; used above its `@app.workflow`, as in `@app.schedule("*/5 * * * *")`.
+
+        Arguments: `when`, a cron expression, or an interval as "every 90s", timedelta or seconds; `tz`, the time zone
+        whose clock a cron expression means; `name` (default: the workflow's); `args` for the workflow, which gets the
+        tick's time before them where it cannot be called without; `missed`, what becomes of ticks at which no worker
+        was there: "skip", "latest" (the last of them) or "all"; `overlap`: "allow", or "skip" a tick while the
+        workflow of the one before has not ended; `options` of the submissions. Raises InvalidInput, UsageError.
+        """
+
+        def define(made: Workflow[P, R]) -> Workflow[P, R]:
+            if not isinstance(made, Workflow) or self.workflows.get(made.name) is not made:
+                raise UsageError("@app.schedule(...) goes above the @app.workflow of the same app")
+            known = options.changed(version=options.version or made.version, timeout=options.timeout or made.timeout)
+            called = made.name if name is None else name
+            found = make_schedule(called, when, tz, made.name, made.queue, made.codec, args, known, missed, overlap)
+            if found.name in self.schedules:
+                raise UsageError(
+                    f"app {self.name!r} already has a schedule named {found.name!r}: give one another name"
+                )
+            self.schedules[found.name] = found
+            return made
+
+        return define
 
     def _add(self, into: dict[str, Any], made: _Definition[..., Any]) -> None:
         if made.name in into:
             raise UsageError(
                 f"app {self.name!r} already has a {made.kind} named {made.name!r}: give one another name"
             )
+        made.codec = CallCodec(made.function, codecs=self.codecs)
         into[made.name] = made
 
     @property
     def queues(self) -> list[str]:
         """The queues that the app's workflows are submitted to."""
         return sorted({w.queue for w in self.workflows.values()} | {DEFAULT_QUEUE})
+
+    def lanes(self, queues: Iterable[str]) -> list[str]:
+        """What to dequeue from to serve these queues: each of them, and the versions of this app's workflows in
+        it."""
+        versions = {w.version for w in self.workflows.values() if w.version is not None}
+        return [lane_of(queue, version) for queue in queues for version in (None, *sorted(versions))]
 
     def find(self, name: str) -> Workflow[..., Any]:
         """The workflow of that name. Raises UsageError, with the nearest name, where there is none."""

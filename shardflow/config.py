@@ -18,14 +18,27 @@ import yaml
 from shardflow.core.redact import redact_dsn
 from shardflow.core.suggest import did_you_mean
 from shardflow.errors import ConfigError
-from shardflow.model import ClusterConfig, LeaseConfig, PoolConfig, RebalanceConfig, ShardConfig
+from shardflow.model import (
+    NEVER,
+    ClusterConfig,
+    LeaseConfig,
+    PayloadConfig,
+    PoolConfig,
+    RebalanceConfig,
+    ShardConfig,
+)
 
 MAX_SLOTS = 65_536
+#: Bytes that a payload's limits may be set to. A worker holds many payloads at once, and a server takes a message
+#: of less than 1 GB.
+MIN_PAYLOAD, MAX_PAYLOAD = 1 << 10, 128 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DSN = re.compile(r"postgres(?:ql)?://.*|.*\w\s*=.*", re.DOTALL)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|kB|MB)")
+_BYTES = {"B": 1, "kB": 1000, "KiB": 1 << 10, "MB": 1_000_000, "MiB": 1 << 20}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|(\{))")
 
@@ -67,12 +80,18 @@ def parse(data: object, source: str, env: Mapping[str, str] | None = None) -> Cl
     `source` stands in front of every message; `env` as for `load`. Raises `ConfigError`.
     """
     reader = _Reader(source, os.environ if env is None else env)
-    top = reader.section(data, "", ("name", "slots", "shards", "lease", "pool", "rebalance"))
+    top = reader.section(data, "", ("name", "slots", "shards", "lease", "pool", "rebalance", "payload"))
     name = top.get("name", reader.name)
     slots = top.get("slots", reader.integer(1, MAX_SLOTS), 1024)
     shards = _shards(reader, top)
     return ClusterConfig(
-        name=name, shards=shards, slots=slots, lease=_lease(top), pool=_pool(top), rebalance=_rebalance(top)
+        name=name,
+        shards=shards,
+        slots=slots,
+        lease=_lease(top),
+        pool=_pool(top),
+        rebalance=_rebalance(top),
+        payload=_payload(top),
     )
 
 
@@ -160,6 +179,21 @@ def _pool(top: _Section) -> PoolConfig:
     if pool.max_size < pool.min_size:
         raise reader.error("pool.max_size", f"is {pool.max_size}, less than min_size ({pool.min_size})")
     return pool
+
+
+def _payload(top: _Section) -> PayloadConfig:
+    default = PayloadConfig()
+    section = top.section("payload", ("max_size", "max_decoded", "compress_above"))
+    reader = section.reader
+    size = section.get("max_size", reader.size, default.max_size)
+    payload = PayloadConfig(
+        max_size=size,
+        max_decoded=section.get("max_decoded", reader.size, max(default.max_decoded, size)),
+        compress_above=section.get("compress_above", reader.size_or_never, default.compress_above),
+    )
+    if payload.max_decoded < size:
+        raise reader.error("payload.max_decoded", f"is {payload.max_decoded:,}, less than max_size ({size:,})")
+    return payload
 
 
 class _Loader(yaml.SafeLoader):
@@ -263,6 +297,22 @@ class _Reader:
         if not _is_number(found) or found <= 0:
             raise self.error(path, f'must be seconds above 0, or text such as "10s", "500ms", "2m", {_found(value)}')
         return float(found)
+
+    def size(self, path: str, value: object) -> int:
+        found = self._retyped(path, value)
+        if isinstance(found, str):
+            match = _SIZE.fullmatch(found.strip())
+            found = int(float(match[1]) * _BYTES[match[2]]) if match else None
+        if not isinstance(found, int) or isinstance(found, bool) or not MIN_PAYLOAD <= found <= MAX_PAYLOAD:
+            raise self.error(
+                path,
+                f'must be bytes, or text such as "512KiB", "8MiB", from {MIN_PAYLOAD:,} to {MAX_PAYLOAD:,}, '
+                f"{_found(value)}",
+            )
+        return found
+
+    def size_or_never(self, path: str, value: object) -> int:
+        return NEVER if self._retyped(path, value) == "never" else self.size(path, value)
 
     def _retyped(self, path: str, value: object) -> Any:
         """A value where text with a variable in it counts as what it would be had it been written out."""

@@ -105,6 +105,36 @@ class WorkflowFailed(WorkflowError):
         self.traceback = traceback
 
 
+class WorkflowCancelled(WorkflowFailed):
+    """The workflow was cancelled.
+
+    Attributes as of WorkflowFailed; `message` is the reason that was given.
+    """
+
+    def __init__(self, workflow_id: str, message: str = "", type: str = "", traceback: str = "") -> None:
+        super().__init__(workflow_id, type or "shardflow.errors.WorkflowCancelled", message or "cancelled", traceback)
+
+
+class DependencyFailed(WorkflowError):
+    """A workflow that this one was to run after did not succeed."""
+
+
+class WorkflowTimeout(WorkflowError):
+    """The workflow was not done within its time."""
+
+
+class StepTimeout(ShardflowError, TimeoutError):
+    """A try of a step was not done within the step's time.
+
+    Attributes: `step`, its name; `seconds`, the time.
+    """
+
+    def __init__(self, step: str, seconds: float) -> None:
+        super().__init__(f"step {step!r} was not done within {seconds:g} s")
+        self.step = step
+        self.seconds = seconds
+
+
 class StepFailed(ShardflowError):
     """A step failed for good; raised again by a replay in place of the step's own exception.
 
@@ -122,6 +152,14 @@ class StepFailed(ShardflowError):
 
 class NonDeterminism(WorkflowError):
     """On replay the workflow's code did something else than its checkpoints say."""
+
+
+class ScheduleNotFound(ShardflowError):
+    """No schedule has this name."""
+
+
+class ScheduleConflict(ShardflowError):
+    """The name already belongs to another schedule."""
 
 
 class ResultTimeout(ShardflowError, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -20,10 +21,12 @@ class Status(StrEnum):
     SUSPENDED = "suspended"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
 
     @property
     def final(self) -> bool:
-        return self in (Status.SUCCEEDED, Status.FAILED)
+        return self not in (Status.READY, Status.RUNNING, Status.SUSPENDED)
 
 
 class SlotState(StrEnum):
@@ -87,6 +90,23 @@ class PoolConfig:
     connect_timeout: float = 5.0
 
 
+#: A `compress_above` that nothing reaches.
+NEVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadConfig:
+    """Bytes of a stored value: arguments, a result, a message.
+
+    `max_size`: as it is stored, at the most. `max_decoded`: of its JSON, before compression, at the most.
+    `compress_above`: larger JSON is compressed where that pays.
+    """
+
+    max_size: int = 8 << 20
+    max_decoded: int = 32 << 20
+    compress_above: int = 16 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """A named set of shards and a fixed number of slots."""
@@ -97,6 +117,7 @@ class ClusterConfig:
     lease: LeaseConfig = field(default_factory=LeaseConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     rebalance: RebalanceConfig = field(default_factory=RebalanceConfig)
+    payload: PayloadConfig = field(default_factory=PayloadConfig)
 
     def shard(self, name: str) -> ShardConfig:
         for shard in self.shards:
@@ -138,3 +159,64 @@ class StepInfo:
     attempts: int
     output: bytes | None
     error: ErrorInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleInfo:
+    """What a client learns of one schedule; times are the shard's clock.
+
+    `spec` is a cron expression or an interval, `zone` the time zone whose clock it means; `input`, the workflow's encoded
+    arguments. `state`: "active", "paused", "ended" (no tick comes any more), or "no code" (it is `from_code`, and no
+    worker has it in its code now). `next_at`: when its next tick comes; `last_at` and `last_id`: the newest tick whose
+    workflow was submitted; `waiting`: ticks that are to be submitted and are not yet.
+    """
+
+    name: str
+    spec: str
+    zone: str
+    workflow: str
+    queue: str
+    input: bytes
+    missed: str
+    overlap: str
+    state: str
+    from_code: bool
+    shard: str
+    created_at: datetime
+    next_at: datetime | None
+    last_at: datetime | None
+    last_id: str | None
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list of workflows over all shards.
+
+    `cursor`: for the next page; None where there is no more. `unreachable`: shards whose part is missing, and why.
+    """
+
+    workflows: Sequence[WorkflowInfo]
+    cursor: str | None
+    unreachable: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many workflows there are; `unreachable` are the shards that are not in the numbers, and why."""
+
+    total: int
+    by_status: Mapping[Status, int]
+    unreachable: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """Which of the workflows that were waited for have `ended`, by id, and which are still `pending`.
+
+    `unreachable`: shards of pending ones that do not answer, and why.
+    """
+
+    ended: Mapping[str, WorkflowInfo]
+    pending: Sequence[str]
+    unreachable: Mapping[str, str]

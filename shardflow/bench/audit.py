@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.codec import DEFAULT
 from ..model import ClusterConfig, Status
 from ..storage.shard import Conn, Shard, Statements
 from .workload import Load, number_of
@@ -68,7 +69,7 @@ async def _workflows(shard: Shard, conn: Conn, load: Load, found: Found, seen: s
             found.lost += 1
         else:
             found.workflows += 1
-            found.wrong += Status(status) is not Status.SUCCEEDED or output != load.stored(number, -1)
+            found.wrong += Status(status) is not Status.SUCCEEDED or _json(output) != load.stored(number, -1)
     return numbers
 
 
@@ -80,8 +81,12 @@ async def _steps(shard: Shard, conn: Conn, load: Load, found: Found, numbers: di
             found.duplicated += 1
             continue
         right += 1
-        found.wrong += output != load.stored(numbers[wf], seq)
+        found.wrong += _json(output) != load.stored(numbers[wf], seq)
     found.lost += len(numbers) * load.steps - right
+
+
+def _json(output: bytes | None) -> bytes | None:
+    return None if output is None else DEFAULT.readable(output)
 
 
 async def _pages(shard: Shard, conn: Conn, name: str, keys: int) -> AsyncIterator[tuple[Any, ...]]:

@@ -30,6 +30,7 @@ NOUNS = {
     "migrate": "Bring the shards' schemas up to date.",
     "rebalance": "Which worker is to serve which shard, and why.",
     "rebalancer": "Run a rebalancer that is not part of a worker.",
+    "schedule": "Workflows that run by the clock.",
     "shard": "The shards of the cluster.",
     "slot": "Where a workflow id belongs.",
     "worker": "Run workers, and see which ones run.",

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..core import compress
+from ..core import payload as payloads
+from ..core.codec import DEFAULT
 from ..errors import ResultTimeout, ShardUnavailable, WorkflowFailed
 
 OK, ERROR, USAGE, FAILED, TIMED_OUT, UNREACHABLE = range(6)
@@ -70,13 +73,19 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def payload(encoded: bytes | None) -> Any:
-    """An input or output as it was stored: what its JSON says; other codecs' bytes as text."""
+    """An input or output: what its JSON says; of what only the app's codecs can read, who wrote how much."""
     if encoded is None:
         return None
+    data = DEFAULT.readable(encoded)
+    if data[:1] == payloads.CODED:
+        name, stored = payloads.split(data)
+        return f"<{len(stored):,} bytes of the payload codec {name}>"
+    if data[:1] == compress.MARK:
+        return f"<{len(data):,} compressed bytes>"
     try:
-        return json.loads(encoded)
+        return json.loads(data)
     except ValueError:
-        return encoded.decode("utf-8", "backslashreplace")
+        return data.decode("utf-8", "backslashreplace")
 
 
 def _cell(value: object) -> str:

@@ -6,8 +6,8 @@ import asyncio
 
 import click
 
-from ..client.router import Router
 from ..core.routing import check_id, routing_key, slot_of
+from ..delivery.router import Router
 from ..model import ClusterConfig
 from .output import emit_json, table
 from .settings import Group, Settings, json_option, pass_settings

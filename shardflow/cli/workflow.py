@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from ..client.aio import AsyncClient
-from ..client.router import Router
 from ..core.routing import check_id
+from ..delivery.router import Router
 from ..errors import WorkflowFailed, WorkflowNotFound
-from ..model import ClusterConfig, StepInfo, WorkflowInfo
+from ..model import ClusterConfig, Counts, Page, StepInfo, WorkflowInfo
 from ..storage import submissions
-from .ask import ask_all
-from .output import FAILED, emit_json, payload, printable, say, table
+from .filters import asked_for, filter_options
+from .output import FAILED, OK, UNREACHABLE, emit_json, payload, printable, say, table
 from .settings import Group, Settings, json_option, pass_settings
 
 _COLUMNS = ("id", "workflow", "queue", "status", "shard", "submitted at", "finished at", "attempt")
@@ -28,20 +29,43 @@ def workflow() -> None:
 
 
 @workflow.command(name="list")
+@filter_options
+@click.option("--oldest", is_flag=True, help="The oldest first.")
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option("--cursor", metavar="TEXT", help="Go on where a list ended; brings its options along.")
 @json_option
 @pass_settings
-def list_(settings: Settings, limit: int, as_json: bool) -> None:
-    """Show the latest submissions of all shards, the newest first."""
+def list_(
+    settings: Settings, /, oldest: bool, limit: int, cursor: str | None, as_json: bool, **asked: Any
+) -> None:
+    """Show workflows of all shards in the order of their submission, the newest first."""
     settings.log()
-    answers = ask_all(settings.config(), lambda shard, conn: submissions.recent(shard, conn, limit))
-    found = [info for infos in answers.values.values() for info in infos]
-    found.sort(key=lambda info: info.submitted_at, reverse=True)
+    wanted = asked_for(**asked) | {"order": "oldest" if oldest else "newest", "limit": limit, "cursor": cursor}
+    page = asyncio.run(_page(settings.config(), wanted))
     if as_json:
-        emit_json({"workflows": found[:limit], "unreachable": answers.unreachable})
+        emit_json({"workflows": page.workflows, "cursor": page.cursor, "unreachable": _unreachable(page.unreachable)})
     else:
-        table(_COLUMNS, [_row(info) for info in found[:limit]])
-    raise SystemExit(answers.report())
+        table(_COLUMNS, [_row(info) for info in page.workflows])
+        if page.cursor is not None:
+            say(f"more: --cursor {page.cursor}")
+    raise SystemExit(_report(page.unreachable))
+
+
+@workflow.command()
+@filter_options
+@json_option
+@pass_settings
+def count(settings: Settings, /, as_json: bool, **asked: Any) -> None:
+    """Count workflows of all shards, by status."""
+    settings.log()
+    found = asyncio.run(_count(settings.config(), asked_for(**asked)))
+    if as_json:
+        by_status = {status.value: number for status, number in found.by_status.items()}
+        emit_json({"total": found.total, "by_status": by_status, "unreachable": _unreachable(found.unreachable)})
+    else:
+        rows = [(status.value, number) for status, number in found.by_status.items()]
+        table(("status", "workflows"), [*rows, ("total", found.total)])
+    raise SystemExit(_report(found.unreachable))
 
 
 @workflow.command()
@@ -122,7 +146,7 @@ def submit(
     shardflow workflow submit checkout '"card-1"' 1200 '{"gift": true}' --id order-7 --queue orders
     """
     settings.log()
-    arguments = [_argument(i, text) for i, text in enumerate(args, 1)]
+    arguments = [argument(i, text) for i, text in enumerate(args, 1)]
     handle = asyncio.run(_submit(settings.config(), name, arguments, id, queue))
     if as_json:
         emit_json({"id": handle[0], "workflow": name, "shard": handle[1]})
@@ -130,7 +154,8 @@ def submit(
         click.echo(handle[0])
 
 
-def _argument(number: int, text: str) -> Any:
+def argument(number: int, text: str) -> Any:
+    """An argument of a workflow, as JSON on a command line."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -148,6 +173,27 @@ async def _submit(
     async with AsyncClient(config) as client:
         handle = await client.submit(name, *args, id=id, queue=queue)
         return handle.id, handle.shard
+
+
+async def _page(config: ClusterConfig, asked: dict[str, Any]) -> Page:
+    async with AsyncClient(config) as client:
+        return await client.list(**asked)
+
+
+async def _count(config: ClusterConfig, asked: dict[str, Any]) -> Counts:
+    async with AsyncClient(config) as client:
+        return await client.count(**asked)
+
+
+def _unreachable(away: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"shard": name, "error": error} for name, error in away.items()]
+
+
+def _report(away: Mapping[str, str]) -> int:
+    """Names the shards without an answer on stderr; answers the exit code."""
+    for error in away.values():
+        say(f"Error: {error}")
+    return UNREACHABLE if away else OK
 
 
 async def _result(config: ClusterConfig, id: str, timeout: float | None) -> Any:

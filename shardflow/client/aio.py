@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Coroutine, Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from .. import config as configuration
 from ..app import Call, Workflow
-from ..core.codec import CallCodec
-from ..core.routing import check_id, check_name, draw_id, slot_of
-from ..errors import InvalidInput, WorkflowNotFound
-from ..model import DEFAULT_QUEUE, ClusterConfig, StepInfo, WorkflowInfo
+from ..core.codec import DEFAULT
+from ..core.codecs import Codecs
+from ..core.graph import levels
+from ..core.options import NONE, Options
+from ..core.routing import check_id
+from ..delivery.delivery import Delivery, drawing
+from ..delivery.sender import Item
+from ..delivery.submission import make_item, untyped
+from ..errors import WorkflowNotFound
+from ..model import ClusterConfig, StepInfo, WorkflowInfo
 from ..storage import submissions
 from .handle import AsyncHandle
-from .router import Router
-from .sender import Item, Sender
+from .messaging import Messaging
+from .queries import Queries
+from .schedules import AsyncSchedules
 from .waiter import Waiter
 
 T = TypeVar("T")
 
-_random = random.SystemRandom()
+OPTION_NAMES = frozenset(field.name for field in fields(Options))
 
 
-class AsyncClient:
+class AsyncClient(Queries, Messaging):
     """Submits workflows and asks for their results; for use in one event loop.
 
-    Arguments: `config`, the cluster's (see `from_config` for a file). Use as `async with`, or call `close`.
+    Arguments: `config`, the cluster's (see `from_config` for a file); `codecs`, an app's, for what is not typed by
+    one of its workflows: messages, events, workflows known by name only. Use as `async with`, or call `close`.
     """
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, *, codecs: Codecs | None = None) -> None:
         self.config = config
-        self._router = Router(config)
-        self._sender = Sender(self._router, config)
+        self.codecs = DEFAULT if codecs is None else codecs
+        self._untyped = untyped(self.codecs)
+        self.delivery = Delivery(config)
+        self._router = self.delivery.router
+        self._sender = self.delivery.sender
         self._waiters: dict[str, Waiter] = {}
 
     @classmethod
-    def from_config(cls, path: str | Path) -> Self:
+    def from_config(cls, path: str | Path, *, codecs: Codecs | None = None) -> Self:
         """A client for the cluster that the YAML file describes. Raises ConfigError."""
-        return cls(configuration.load(path))
+        return cls(configuration.load(path), codecs=codecs)
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,50 +65,33 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connections; whoever waits for a result is cancelled."""
         await asyncio.gather(*(waiter.close() for waiter in self._waiters.values()))
-        await self._router.close()
+        await self.delivery.close()
 
     @overload
     async def submit(
-        self,
-        workflow: Workflow[..., Coroutine[Any, Any, T]],
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        **kwargs: Any,
+        self, workflow: Workflow[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any
     ) -> AsyncHandle[T]: ...
     @overload
-    async def submit(
-        self,
-        workflow: Workflow[..., T],
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        **kwargs: Any,
-    ) -> AsyncHandle[T]: ...
+    async def submit(self, workflow: Workflow[..., T], /, *args: Any, **kwargs: Any) -> AsyncHandle[T]: ...
     @overload
-    async def submit(
-        self, workflow: str, /, *args: Any, id: str | None = None, queue: str | None = None, **kwargs: Any
-    ) -> AsyncHandle[Any]: ...
-    async def submit(
-        self,
-        workflow: Workflow[..., Any] | str,
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        **kwargs: Any,
-    ) -> AsyncHandle[Any]:
+    async def submit(self, workflow: str, /, *args: Any, **kwargs: Any) -> AsyncHandle[Any]: ...
+    async def submit(self, workflow: Workflow[..., Any] | str, /, *args: Any, **kwargs: Any) -> AsyncHandle[Any]:
         """Makes a workflow durable; returns when its shard has committed it.
 
-        Arguments: `workflow`, the function or its stored name; its own arguments; `id`, the idempotency key
-        (default: a new one, on a shard that answers); `queue` (default: the workflow's).
+        Arguments: `workflow`, the function or its stored name; its own arguments; and options (see `Options`): `id`,
+        the idempotency key (default: a new one, on a shard that answers); `queue` (default: the workflow's);
+        `priority`, the least first; `delay`; `after`, handles or ids of workflows to run after, and `on_failure`;
+        `dedup_key`;
+        `key_concurrency`; `attributes`; `timeout`; `version`. A workflow's own argument of such a name goes by its
+        place, or as
+        `submit_many([f.call(delay=1).set(id="x")])`.
         The same id again gives the first one's handle. Raises WorkflowConflict where that had another name or input,
         InvalidInput for what cannot be submitted, ShardUnavailable where the id's shard does not answer,
-        SubmitUncertain where the connection was lost on the way (submit again with the same id).
+        SubmitUncertain where the connection was lost on the way (submit again with the same id), WorkflowNotFound
+        where there is no workflow to run after.
         """
-        call: Call[Any] = Call(workflow, args, kwargs, id, queue)
+        options = {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()}
+        call: Call[Any] = Call(workflow, args, kwargs, Options(**options) if options else NONE)
         return (await self._submit([call]))[0]
 
     async def submit_many(self, calls: Iterable[Call[T]]) -> list[AsyncHandle[T]]:
@@ -126,7 +119,8 @@ class AsyncClient:
         _, info = await self._find(id)
         pool = self._router.pool(info.shard)
         async with pool.connection() as conn:
-            return await submissions.steps(pool.shard, conn, id)
+            found = await submissions.steps(pool.shard, conn, id)
+        return [s if s.output is None else replace(s, output=self.codecs.readable(s.output)) for s in found]
 
     async def _find(self, id: str) -> tuple[int, WorkflowInfo]:
         check_id(id)
@@ -138,6 +132,11 @@ class AsyncClient:
             raise WorkflowNotFound(f"no workflow has the id {id!r} (looked on shard {shard!r})", workflow_id=id)
         return found
 
+    @property
+    def schedules(self) -> AsyncSchedules:
+        """Workflows that run by the clock."""
+        return AsyncSchedules(self, self._router, self._sender)
+
     def waiter(self, shard: str) -> Waiter:
         """What awaits the results of one shard."""
         if shard not in self._waiters:
@@ -148,21 +147,14 @@ class AsyncClient:
         if not calls:
             return []
         slot_map = await self._router.load()
-
-        def draw() -> str:
-            choice = self._router.choice(slot_map)
-            return draw_id(
-                time.time_ns() // 1_000_000, _random.getrandbits, lambda id: slot_map.shard_of(id) in choice
-            )
-
-        items = []
-        for call in calls:
-            name, queue, codec = _described(call)
-            given = call.id is not None
-            id = check_id(call.id) if given else draw()
-            payload = codec.encode_call(call.args, call.kwargs)
-            items.append(Item(id, name, queue, slot_of(id, slot_map.slots), payload, None if given else draw))
-        await self._sender.send(items)
+        draw = drawing(self._router, slot_map)
+        items = [
+            make_item(call, slot_map.slots, draw, by_name=self._untyped, limits=self.config.payload) for call in calls
+        ]
+        if any(call.options.after for call in calls):
+            await self._in_order(calls, items)
+        else:
+            await self._sender.send(items)
         return [
             AsyncHandle(
                 self, i.id, i.wf, i.shard, i.name, call.workflow if isinstance(call.workflow, Workflow) else None
@@ -170,27 +162,23 @@ class AsyncClient:
             for i, call in zip(items, calls, strict=True)
         ]
 
-
-class _Untyped:
-    """Stands for the function of a workflow that is known by name only."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-
-_UNTYPED = CallCodec(_Untyped())
-
-
-def _described(call: Call[Any]) -> tuple[str, str, CallCodec]:
-    workflow = call.workflow
-    if isinstance(workflow, Workflow):
-        return (
-            workflow.name,
-            workflow.queue if call.queue is None else check_name("queue", call.queue),
-            workflow.codec,
-        )
-    if isinstance(workflow, str):
-        queue = DEFAULT_QUEUE if call.queue is None else check_name("queue", call.queue)
-        return check_name("workflow", workflow), queue, _UNTYPED
-    raise InvalidInput(
-        f"submit takes a workflow (a function with @app.workflow) or its name, not {type(workflow).__name__}"
-    )
+    async def _in_order(self, calls: list[Call[Any]], items: list[Item]) -> None:
+        """What others run after is written before them, and has to be there: so nothing can wait for itself."""
+        order = levels([item.id for item in items], [call.options.after for call in calls])
+        elsewhere = {id for call in calls for id in call.options.after} - {item.id for item in items}
+        slot_map = await self._router.load()
+        by_shard: dict[str, list[str]] = {}
+        for id in elsewhere:
+            by_shard.setdefault(slot_map.shard_of(id), []).append(id)
+        for shard, ids in by_shard.items():
+            pool = self._router.pool(shard)
+            async with pool.connection() as conn:
+                found = await submissions.keys(pool.shard, conn, ids)
+            if absent := [id for id in ids if id not in found]:
+                raise WorkflowNotFound(
+                    f"no workflow has the id {absent[0]!r}, after which another one is to run: submit it first, or"
+                    " both with submit_many",
+                    workflow_id=absent[0],
+                )
+        for level in order:
+            await self._sender.send([items[place] for place in level])

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..app import Workflow
-from ..core.codec import decode
 from ..errors import InvalidInput, ResultTimeout, WorkflowFailed
 from ..model import Status, StepInfo, WorkflowInfo
 
@@ -58,9 +57,11 @@ class AsyncHandle(Generic[T]):
                 raise WorkflowFailed(self.id, outcome.status.value, "no error was recorded")
             raise WorkflowFailed(self.id, error.type, error.message, error.traceback)
         output = outcome.output or b"null"
+        limits = self._client.config.payload
         if self._workflow is None:
-            return cast(T, decode(output, what=f"result of workflow {self.id!r}"))
-        return cast(T, self._workflow.codec.decode_result(output))
+            what = f"result of workflow {self.id!r}"
+            return cast(T, self._client.codecs.decode(output, what=what, limits=limits))
+        return cast(T, self._workflow.codec.decode_result(output, limits=limits))
 
     async def info(self) -> WorkflowInfo:
         """Where the workflow is, and since when."""

@@ -12,11 +12,15 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from .. import config as configuration
 from ..app import Call, Workflow
+from ..core.codecs import Codecs
 from ..errors import UsageError
 from ..model import ClusterConfig, Status, StepInfo, WorkflowInfo
 from ..storage.ending import end
 from .aio import AsyncClient
 from .handle import AsyncHandle
+from .sync_messaging import SyncMessaging
+from .sync_queries import SyncQueries
+from .sync_schedules import Schedules
 
 T = TypeVar("T")
 
@@ -102,21 +106,22 @@ class Handle(Generic[T]):
         return self._background.run(self._handle.steps())
 
 
-class Client:
+class Client(SyncQueries, SyncMessaging):
     """Submits workflows and asks for their results; for use in any thread.
 
-    Arguments: `config`, the cluster's (see `from_config` for a file). Use as `with`, or call `close`.
+    Arguments: `config`, the cluster's (see `from_config` for a file); `codecs`, see `AsyncClient`. Use as `with`, or call
+    `close`.
     """
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, *, codecs: Codecs | None = None) -> None:
         self.config = config
         self._background = _Background()
-        self._client = AsyncClient(config)
+        self._client = AsyncClient(config, codecs=codecs)
 
     @classmethod
-    def from_config(cls, path: str | Path) -> Self:
+    def from_config(cls, path: str | Path, *, codecs: Codecs | None = None) -> Self:
         """See `AsyncClient.from_config`."""
-        return cls(configuration.load(path))
+        return cls(configuration.load(path), codecs=codecs)
 
     def __enter__(self) -> Self:
         return self
@@ -134,39 +139,15 @@ class Client:
 
     @overload
     def submit(
-        self,
-        workflow: Workflow[..., Coroutine[Any, Any, T]],
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        **kwargs: Any,
+        self, workflow: Workflow[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any
     ) -> Handle[T]: ...
     @overload
-    def submit(
-        self,
-        workflow: Workflow[..., T],
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        **kwargs: Any,
-    ) -> Handle[T]: ...
+    def submit(self, workflow: Workflow[..., T], /, *args: Any, **kwargs: Any) -> Handle[T]: ...
     @overload
-    def submit(
-        self, workflow: str, /, *args: Any, id: str | None = None, queue: str | None = None, **kwargs: Any
-    ) -> Handle[Any]: ...
-    def submit(
-        self,
-        workflow: Workflow[..., Any] | str,
-        /,
-        *args: Any,
-        id: str | None = None,
-        queue: str | None = None,
-        **kwargs: Any,
-    ) -> Handle[Any]:
+    def submit(self, workflow: str, /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
+    def submit(self, workflow: Workflow[..., Any] | str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """See `AsyncClient.submit`."""
-        return self._held(self._background.run(self._client.submit(workflow, *args, id=id, queue=queue, **kwargs)))
+        return self._held(self._background.run(self._client.submit(workflow, *args, **kwargs)))
 
     def submit_many(self, calls: Iterable[Call[T]]) -> list[Handle[T]]:
         """See `AsyncClient.submit_many`."""
@@ -183,6 +164,11 @@ class Client:
     def steps(self, id: str) -> list[StepInfo]:
         """See `AsyncClient.steps`."""
         return self._background.run(self._client.steps(id))
+
+    @property
+    def schedules(self) -> Schedules:
+        """See `AsyncClient.schedules`."""
+        return Schedules(self._background.run, self._held, self._client.schedules)
 
     def _held(self, handle: AsyncHandle[T]) -> Handle[T]:
         return Handle(self._background, handle)

@@ -54,12 +54,22 @@ class Waiter:
         self._awaited: dict[str, Awaited] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        #: Why the shard did not answer the last time; None where it did.
+        self.trouble: str | None = None
 
     async def outcome(self, id: str, wf: int) -> Outcome:
         """The end of the workflow with that id and key, when it comes. Survives a shard that is away for a while.
 
         Raises WorkflowNotFound when the shard answers that it has no such id.
         """
+        waiter = self.expect(id, wf)
+        try:
+            return await waiter
+        finally:
+            self.forget(id, waiter)
+
+    def expect(self, id: str, wf: int) -> asyncio.Future[Outcome]:
+        """The same as a future, for many at once; to be given to `forget` in the end."""
         loop = asyncio.get_running_loop()
         awaited = self._awaited.get(id)
         if awaited is None:
@@ -69,11 +79,14 @@ class Waiter:
         self._changed.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._poll())
-        try:
-            return await waiter
-        finally:
+        return waiter
+
+    def forget(self, id: str, waiter: asyncio.Future[Outcome]) -> None:
+        """Nobody waits for this future any more."""
+        awaited = self._awaited.get(id)
+        if awaited is not None:
             awaited.waiters.discard(waiter)
-            if not awaited.waiters and self._awaited.get(id) is awaited:
+            if not awaited.waiters:
                 del self._awaited[id]
 
     async def now(self, id: str, wf: int) -> Outcome:
@@ -123,12 +136,13 @@ class Waiter:
                     found = await outcomes(self._pool.shard, conn, [self._awaited[id].wf for id in due])
                     self._deliver(found)
                     await self._check(conn, [id for id in due if id in self._awaited])
-                failures = 0
+                failures, self.trouble = 0, None
             except UsageError as error:  # the client is closed
                 self._give_up(error)
                 return
             except Exception as error:
                 failures += 1
+                self.trouble = str(error)
                 pause = min(2.0, 0.05 * 2**failures) * (0.5 + random.random())
                 log.log(
                     logging.WARNING if isinstance(error, ShardflowError) else logging.ERROR,

@@ -1,88 +1,32 @@
-"""Values to stored bytes and back: JSON in UTF-8, never pickle.
+"""A function's arguments and result, to stored bytes and back, typed by its annotations.
 
-What has been encoded can be decoded by the annotation it was declared with; with `Any` it comes back as plain
-JSON. A value has the same bytes in every process (sets are put in order), so that bytes can be compared.
+How one value is stored is decided in `core.codecs`.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import json.encoder
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from enum import Enum
+from collections.abc import Awaitable, Callable, Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from shardflow.core.codecs import Codecs, parse, typed
 from shardflow.core.hints import resolve_hints
-from shardflow.core.payload import checked_size
-from shardflow.core.plain import key_text, path_key, to_plain
-from shardflow.core.records import Decoder, Mismatch
-from shardflow.core.typed import decoder_of
+from shardflow.core.records import Decoder
+from shardflow.core.writer import FAILURES, quote
 from shardflow.errors import SerializationError, UsageError
+from shardflow.model import PayloadConfig
 
 EMPTY_CALL = b"[[],{}]"
 
-_SUPPORTED = (
-    "use JSON values, dataclasses, TypedDict, NamedTuple, Enum, datetime, Decimal, UUID, bytes, sets or "
-    "pydantic models"
-)
 _EXACT = frozenset({NoneType, bool, int, str})
 _SAME: frozenset[Any] = _EXACT | {float}  # of a float that could be encoded, and so is finite
-_FAILURES = (TypeError, ValueError, RecursionError, AttributeError)
 
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _make_writer() -> Callable[[Any], str]:
-    encoder = json.JSONEncoder(
-        ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=to_plain
-    )
-    make = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return encoder.encode
-    quote = json.encoder.encode_basestring
-    chunks = make(None, to_plain, quote, None, ":", ",", False, False, False)
-    return lambda value: "".join(chunks(value, 0))
-
-
-_write = _make_writer()
-_quote: Callable[[str], str] = json.encoder.encode_basestring
-_parser = json.JSONDecoder(parse_constant=_refuse_constant)
-_scan: Callable[[str, int], tuple[Any, int]] = vars(_parser)["scan_once"]
-
-
-def encode(value: Any, *, what: str) -> bytes:
-    """A value as JSON in UTF-8.
-
-    `what` names the value in an error: "result of step charge". Raises `SerializationError`, with the path of
-    the part that has no JSON form: an unknown type, a float that is not finite, a lone surrogate, a value
-    inside itself. Keys that are no text become text, and come back by the annotation.
-    """
-    kind = type(value)
-    try:
-        if kind is str:
-            return _quote(value).encode()
-        if value is None:
-            return b"null"
-        return _write(value).encode()
-    except _FAILURES:
-        return _encode_slowly(value, what, "$")
-
-
-def decode(data: bytes, annotation: Any = Any, *, what: str) -> Any:
-    """The value of encoded bytes, typed by `annotation`; with `Any` the plain JSON value.
-
-    Arms of a union are tried in declared order, exact ones first. A field that a class no longer has is left
-    out. Raises `SerializationError`, with the path of the part that does not fit the annotation.
-    """
-    value = _parse(data, what)
-    if annotation is Any:
-        return value
-    return _typed(value, decoder_of(annotation), what, "$")
+#: Of what belongs to no app: the built-in forms, and no payload codec.
+DEFAULT = Codecs()
+encode = DEFAULT.encode
+decode = DEFAULT.decode
 
 
 def same_after_roundtrip(value: Any) -> bool:
@@ -98,8 +42,9 @@ class CallCodec:
     """The arguments and the result of one function, encoded, and decoded by its annotations.
 
     `func` is a step or workflow; `name` stands for it in errors ("step charge"). `localns` holds names that
-    its annotations may use beside its module's globals. The annotations are resolved at the first decoding;
-    one that cannot be resolved counts as `Any`, and is listed in `unresolved` from then on.
+    its annotations may use beside its module's globals. `codecs`, the app's, say how values are stored. The
+    annotations are resolved at the first decoding; one that cannot be resolved counts as `Any`, and is listed in
+    `unresolved` from then on.
     """
 
     __slots__ = (
@@ -111,6 +56,7 @@ class CallCodec:
         "_keywords",
         "_localns",
         "_names",
+        "_payloads",
         "_plain",
         "_positional",
         "_required",
@@ -119,14 +65,26 @@ class CallCodec:
         "_returns",
         "_same",
         "_signature",
+        "_what_call",
+        "_what_result",
+        "codecs",
         "name",
         "unresolved",
     )
 
     def __init__(
-        self, func: Callable[..., Any], *, name: str | None = None, localns: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        *,
+        name: str | None = None,
+        localns: Mapping[str, Any] | None = None,
+        codecs: Codecs = DEFAULT,
     ) -> None:
         self.name = name or getattr(func, "__qualname__", type(func).__qualname__)
+        self._what_call = f"arguments of {self.name}"
+        self._what_result = f"result of {self.name}"
+        self.codecs = codecs
+        self._payloads = codecs.payloads
         self.unresolved: tuple[str, ...] = ()
         self._func = inspect.unwrap(func)
         self._localns = localns
@@ -162,36 +120,43 @@ class CallCodec:
             raise UsageError(f"wrong call of {self.name}{self._signature}: {error}") from None
 
     def encode_call(
-        self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *, check: bool = True
+        self,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        check: bool = True,
+        limits: PayloadConfig | None = None,
     ) -> bytes:
-        """Arguments as the JSON array `[positional, by name]`, keywords in the order of their names.
+        """Arguments as the JSON array `[positional, by name]`, keywords in the order of their names; then sealed.
 
-        Raises `UsageError` for arguments that the function does not take, except with `check=False`, and
-        `SerializationError`, naming the parameter.
+        `limits`: others than those of the codecs. Raises `UsageError` for arguments that the function does not take,
+        except with `check=False`, and `SerializationError`, naming the parameter.
         """
         if check:
             self.check_call(args, kwargs or {})
         if not kwargs:
-            if not args:
-                return EMPTY_CALL
             kwargs = {}
         elif len(kwargs) > 1:
             kwargs = dict(sorted(kwargs.items()))
         try:
-            encoded = _write((args, kwargs)).encode()
-        except _FAILURES:
-            encoded = self._encode_call_slowly(args, kwargs)
-        return checked_size(encoded, f"arguments of {self.name}")
+            data = self.codecs.writer.write((args, kwargs)).encode() if args or kwargs else EMPTY_CALL
+        except FAILURES:
+            data = self._encode_call_slowly(args, kwargs)
+        if limits is not None or len(data) > self._payloads.small:
+            return self._payloads.seal(data, self._what_call, limits)
+        return data
 
-    def decode_call(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode_call(
+        self, data: bytes, *, limits: PayloadConfig | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional arguments, and those by name, typed by the parameters' annotations.
 
         Raises `SerializationError`, naming the parameter.
         """
         if data == EMPTY_CALL:
             return (), {}
-        what = f"arguments of {self.name}"
-        call = _parse(data, what)
+        what = self._what_call
+        call = self.codecs.parse(data, what, limits)
         if type(call) is not list or len(call) != 2 or type(call[0]) is not list or type(call[1]) is not dict:
             raise SerializationError(f"{what}: expected [positional, by name], found {data[:80]!r}")
         if not self._resolved:
@@ -202,52 +167,51 @@ class CallCodec:
         known = len(self._by_position)
         return (
             tuple(
-                _typed(each, self._by_position[i] if i < known else self._rest, what, f"$.{self._argument(i)}")
+                typed(each, self._by_position[i] if i < known else self._rest, what, f"$.{self._argument(i)}")
                 for i, each in enumerate(args)
             ),
             {
-                name: _typed(each, self._by_name.get(name, self._keywords), what, f"$.{name}")
+                name: typed(each, self._by_name.get(name, self._keywords), what, f"$.{name}")
                 for name, each in kwargs.items()
             },
         )
 
     def encode_result(self, value: Any) -> bytes:
-        """The result as JSON; raises `SerializationError`."""
-        return (
-            b"null"
-            if value is None
-            else checked_size(encode(value, what=f"result of {self.name}"), f"result of {self.name}")
-        )
+        """The bytes to store for the result; raises `SerializationError`."""
+        return self._sealed(self.codecs.writer.encode(value, self._what_result))
 
-    def decode_result(self, data: bytes) -> Any:
+    def decode_result(self, data: bytes, *, limits: PayloadConfig | None = None) -> Any:
         """The result, typed by the return annotation; raises `SerializationError`."""
         if not self._resolved:
             self._resolve()
-        what = f"result of {self.name}"
-        return _typed(_parse(data, what), self._returns, what, "$")
+        return typed(self.codecs.parse(data, self._what_result, limits), self._returns, self._what_result, "$")
 
     def roundtrip_result(self, value: Any) -> tuple[bytes, Any]:
-        """The encoded result, and the value as every replay will see it.
+        """The bytes to store for the result, and the value as every replay will see it.
 
         To hand the caller that second value makes the first run see what its replays see. Raises
         `SerializationError`, also where the result does not fit the return annotation.
         """
-        data = self.encode_result(value)
+        data = self.codecs.writer.encode(value, self._what_result)
         if not self._resolved:
             self._resolve()
-        if type(value) in self._same:
-            return data, value
-        return data, self.decode_result(data)
+        if type(value) not in self._same:
+            value = typed(parse(data, self._what_result), self._returns, self._what_result, "$")
+        return self._sealed(data), value
+
+    def _sealed(self, data: bytes) -> bytes:
+        if len(data) > self._payloads.small:
+            return self._payloads.seal(data, self._what_result)
+        return data
 
     def _argument(self, position: int) -> str:
         return self._names[position] if position < len(self._names) else f"args[{position}]"
 
     def _encode_call_slowly(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        what = f"arguments of {self.name}"
-        positional = [_encode_slowly(each, what, f"$.{self._argument(i)}") for i, each in enumerate(args)]
+        slowly, what = self.codecs.writer.encode_slowly, self._what_call
+        positional = [slowly(each, what, f"$.{self._argument(i)}") for i, each in enumerate(args)]
         by_name = [
-            b"%s:%s" % (_quote(name).encode(), _encode_slowly(each, what, f"$.{name}"))
-            for name, each in kwargs.items()
+            b"%s:%s" % (quote(name).encode(), slowly(each, what, f"$.{name}")) for name, each in kwargs.items()
         ]
         return b"[[%s],{%s}]" % (b",".join(positional), b",".join(by_name))
 
@@ -260,7 +224,7 @@ class CallCodec:
         )
         decoders: dict[str, Decoder | None] = {}
         for parameter in signature.parameters.values() if signature else ():
-            decoder = decoder_of(hints.get(parameter.name, Any))
+            decoder = self.codecs.decoder_of(hints.get(parameter.name, Any))
             if decoder is not None and parameter.default is None:
                 decoder = _or_none(decoder)
             decoders[parameter.name] = decoder
@@ -276,107 +240,12 @@ class CallCodec:
         annotations = tuple(hints.get(name, Any) for name in self._names)
         self._exact = annotations if all(each in _SAME for each in annotations) else None
         returns = _unwrapped(hints.get("return", Any))
-        self._returns = decoder_of(returns)
+        self._returns = self.codecs.decoder_of(returns)
         if self._returns is None:
             self._same = _SAME
         elif returns in _SAME:
             self._same = frozenset({returns})
         self._resolved = True
-
-
-def _parse(data: bytes, what: str) -> Any:
-    try:
-        text = str(data, "utf-8")
-        try:
-            value, end = _scan(text, 0)
-        except StopIteration:
-            return _parser.decode(text)
-        return value if end == len(text) else _parser.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise SerializationError(f"{what}: not JSON: {error}; found {bytes(data[:80])!r}") from error
-
-
-def _typed(value: Any, decoder: Decoder | None, what: str, root: str) -> Any:
-    if decoder is None:
-        return value
-    try:
-        return decoder(value)
-    except Mismatch as mismatch:
-        path = root + "".join(reversed(mismatch.path))
-        raise SerializationError(f"{what}, at {path}: {mismatch}") from mismatch
-    except RecursionError as error:
-        raise SerializationError(f"{what}: nested too deeply") from error
-
-
-def _encode_slowly(value: Any, what: str, root: str) -> bytes:
-    """Encode with keys of every kind, or say where a value is that cannot be."""
-    try:
-        return _write(_plain_form(value, what, root)).encode()
-    except RecursionError:
-        raise SerializationError(f"{what}: contains itself, or is nested too deeply") from None
-
-
-def _plain_form(value: Any, what: str, path: str) -> Any:
-    if isinstance(value, Enum):
-        return _plain_form(value.value, what, path)
-    if isinstance(value, str):
-        return _checked_text(str.__str__(value), what, path)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        try:
-            int.__repr__(value)
-        except ValueError as error:
-            raise SerializationError(f"{what}, at {path}: an integer is too long: {error}") from None
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise SerializationError(f"{what}, at {path}: {value!r} is not JSON: use None, or a Decimal")
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain_form(each, what, f"{path}[{i}]") for i, each in enumerate(value)]
-    if isinstance(value, dict):
-        return _plain_dict(value, what, path)
-    try:
-        inner = to_plain(value)
-    except TypeError as error:
-        raise _unserialisable(value, what, path, error) from None
-    except (ValueError, AttributeError) as error:
-        raise SerializationError(f"{what}, at {path}: {type(value)}: {error}") from error
-    return _plain_form(inner, what, path)
-
-
-def _plain_dict(value: Mapping[Any, Any], what: str, path: str) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for key, each in value.items():
-        text = key_text(key)
-        if text is None:
-            raise SerializationError(
-                f"{what}, at {path}: a key cannot be {type(key)}: use str keys, or a list of pairs"
-            )
-        _checked_text(text, what, path)
-        if text in plain:
-            raise SerializationError(f"{what}, at {path}: two keys become the same text {text!r}")
-        plain[text] = _plain_form(each, what, path + path_key(text))
-    return plain
-
-
-def _checked_text(text: str, what: str, path: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SerializationError(
-            f"{what}, at {path}: the lone surrogate U+{ord(text[error.start]):04X} is no character: decode "
-            "the bytes it came from with the right encoding, or pass them as bytes"
-        ) from None
-    return text
-
-
-def _unserialisable(value: Any, what: str, path: str, error: TypeError) -> SerializationError:
-    if isinstance(value, Coroutine):
-        return SerializationError(f"{what}, at {path}: found a coroutine: await it first")
-    cause = "" if str(error) == type(value).__name__ else f" ({error})"
-    return SerializationError(f"{what}, at {path}: cannot serialise {type(value)}{cause}: {_SUPPORTED}")
 
 
 def _or_none(decoder: Decoder) -> Decoder:

@@ -1,6 +1,7 @@
 """Values that JSON does not have, and the plain forms that stand for them.
 
-A plain form carries no type names: the annotation of a parameter, field or result brings the type back.
+A plain form carries no type names: the annotation of a parameter, field or result brings the type back. `plain`
+is what gives the form of a value inside another: `to_plain`, or a function that knows more types.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import base64
 import collections
 import dataclasses
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -16,8 +18,10 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+Plain = Callable[[Any], Any]
 
-def to_plain(value: Any) -> Any:
+
+def to_plain(value: Any, plain: Plain | None = None) -> Any:
     """One level of the plain form of a value that JSON does not have; what it contains is left as it is.
 
     Raises `TypeError` for a type without a plain form.
@@ -35,7 +39,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, (set, frozenset)):
-        return _ordered(value)
+        return _ordered(value, plain or to_plain)
     if isinstance(value, collections.deque):
         return list(value)
     if is_model(type(value)):
@@ -43,11 +47,11 @@ def to_plain(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
-def key_text(key: Any) -> str | None:
+def key_text(key: Any, plain: Plain = to_plain) -> str | None:
     """The text that stands for a mapping's key in JSON, or None for a key that has none."""
     while not isinstance(key, (str, int, float)) and key is not None:
         try:
-            key = to_plain(key)
+            key = plain(key)
         except TypeError:
             return None
         if isinstance(key, (dict, list, tuple)):
@@ -62,9 +66,9 @@ def path_key(name: str) -> str:
     return f".{name}" if name.isidentifier() else f"[{json.dumps(name)}]"
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Any, plain: Plain = to_plain) -> str:
     """The JSON text of a value, as a key to compare values by."""
-    return json.dumps(value, default=to_plain)
+    return json.dumps(value, default=plain)
 
 
 def is_model(cls: Any) -> bool:
@@ -82,12 +86,12 @@ def _seconds(value: timedelta) -> int | float | str:
     return str(Decimal(value // timedelta(microseconds=1)).scaleb(-6))
 
 
-def _ordered(values: set[Any] | frozenset[Any]) -> list[Any]:
+def _ordered(values: set[Any] | frozenset[Any], plain: Plain) -> list[Any]:
     """A set in an order that is the same in every process, so that equal values have equal bytes."""
     kinds = set(map(type, values))
     if kinds <= {str} or kinds <= {int}:
         return sorted(values)
     try:
-        return sorted(values, key=text_of)
+        return sorted(values, key=lambda value: text_of(value, plain))
     except TypeError:
         return list(values)  # one of them has no plain form, and whoever looks at them all says which

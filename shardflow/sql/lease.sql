@@ -13,7 +13,7 @@ SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':lease:' || %s
 -- name: renew
 -- Pushes the lease's end; answers nothing if it is gone or was resumed elsewhere. Parameters: seconds, lease, epoch.
 UPDATE {schema}.lease SET expires_at = clock_timestamp() + make_interval(secs => %s)
-WHERE lease = %s AND epoch = %s RETURNING true
+WHERE lease = %s AND epoch = %s RETURNING date_part('epoch', clock_timestamp())
 
 -- name: cut_former
 -- Ends the backend that wrote under the lease before: it may wait for the rest of a batch that never comes, on a
@@ -82,11 +82,20 @@ SELECT batch FROM {schema}.claim WHERE lease = %s
 
 -- name: load
 -- The submissions of these workflows. Parameters: wfs.
-SELECT wf, id, name, input, queue, priority FROM {schema}.workflow WHERE wf = ANY(%s)
+SELECT wf, id, name, input, {schema}.lane(queue, options), priority, options FROM {schema}.workflow WHERE wf = ANY(%s)
 
 -- name: checkpoints
 -- The checkpoints of these workflows in order. Parameters: wfs.
-SELECT wf, seq, name, output, error, attempts FROM {schema}.step WHERE wf = ANY(%s) ORDER BY wf, seq
+SELECT wf, seq, name, output, error, attempts, date_part('epoch', finished_at) FROM {schema}.step
+WHERE wf = ANY(%s) ORDER BY wf, seq
+
+-- name: retries
+-- The steps of these workflows that have failed and are to be tried again. Parameters: wfs.
+SELECT wf, seq, attempts, date_part('epoch', due_at) FROM {schema}.retry WHERE wf = ANY(%s)
+
+-- name: clock
+-- The server's clock, in seconds since 1970.
+SELECT date_part('epoch', clock_timestamp())
 
 -- name: written
 -- Whether a turn's writes are there, asked of one of them: a turn commits whole or not at all.

@@ -25,18 +25,6 @@ WHERE w.id = %s
 SELECT s.seq, s.name, s.finished_at, s.attempts, s.output, s.error
 FROM {schema}.step s JOIN {schema}.workflow w USING (wf) WHERE w.id = %s ORDER BY s.seq
 
--- name: recent
--- The latest submissions and where they are. Parameters: limit.
-SELECT w.wf, w.id, w.name, w.queue, w.submitted_at, o.status, o.finished_at, s.wf IS NOT NULL AS suspended,
-       coalesce(c.attempt, s.attempt, 0) AS attempt, c.wf IS NOT NULL AS running
-FROM {schema}.workflow w
-LEFT JOIN {schema}.outcome o ON o.wf = w.wf
-LEFT JOIN {schema}.wait s ON s.wf = w.wf
-LEFT JOIN LATERAL (
-    SELECT w.wf, attempts[array_position(wfs, w.wf)] AS attempt FROM {schema}.claim WHERE w.wf = ANY(wfs) LIMIT 1
-) c ON true
-ORDER BY w.wf DESC LIMIT %s
-
 -- name: counts
 -- How many workflows are where, at one moment; running are those claimed without an outcome.
 SELECT (SELECT count(*) FROM {schema}.workflow) AS submitted,

@@ -15,12 +15,94 @@ SELECT unnest(%s), unnest(%s), unnest(%s), unnest(%s), unnest(%s), unnest(%s)
 INSERT INTO {schema}.outcome (wf, status, output, error)
 SELECT unnest(%s), unnest(%s), unnest(%s), unnest(%s)
 
--- name: waits
--- Suspends workflows until a time of the server's clock.
--- Parameters, arrays of one length: wfs, seconds from now, attempts, reasons.
-INSERT INTO {schema}.wait (wf, wake_at, attempt, reason)
-SELECT wf, now() + make_interval(secs => delay), attempt, reason
-FROM unnest(%s, %s, %s, %s) AS given (wf, delay, attempt, reason)
+-- name: retries
+-- Remembers that steps have failed and are to be tried again, with the last error.
+-- Parameters, arrays of one length: wfs, seqs, attempts, names, errors, seconds until the next try.
+INSERT INTO {schema}.retry AS r (wf, seq, attempts, name, error, due_at)
+SELECT wf, seq, attempts, name, error, now() + make_interval(secs => delay)
+FROM unnest(%s, %s, %s, %s, %s, %s) AS given (wf, seq, attempts, name, error, delay)
+ON CONFLICT (wf, seq) DO UPDATE SET attempts = EXCLUDED.attempts, error = EXCLUDED.error, failed_at = now(),
+    due_at = EXCLUDED.due_at
+
+-- name: tried
+-- Forgets the failed tries of steps whose checkpoint is written now. Parameters, arrays of one length: wfs, seqs.
+DELETE FROM {schema}.retry r USING unnest(%s, %s) AS given (wf, seq) WHERE r.wf = given.wf AND r.seq = given.seq
+
+-- name: receive
+-- Takes messages that are received in this turn: those without a key go, the others leave their keys behind.
+-- Parameters, arrays of one length: wfs, seqs.
+WITH given AS (
+    SELECT wf, seq FROM unnest(%s, %s) AS given (wf, seq)
+), gone AS (
+    DELETE FROM {schema}.message m USING given WHERE m.wf = given.wf AND m.seq = given.seq AND m.key IS NULL
+)
+UPDATE {schema}.message m SET taken = true, value = NULL FROM given
+WHERE m.wf = given.wf AND m.seq = given.seq AND m.key IS NOT NULL
+
+-- name: events
+-- Sets events; the latest value stays. Parameters, arrays of one length: wfs, keys, values, without repetition.
+INSERT INTO {schema}.event (wf, key, value) SELECT unnest(%s), unnest(%s), unnest(%s)
+ON CONFLICT (wf, key) DO UPDATE SET value = EXCLUDED.value, set_at = now()
+
+-- name: ended
+-- Writes what follows elsewhere from the ends of this turn, and answers it. Parameters: wfs, lease.
+SELECT entry, target, topic, key, value, error FROM {schema}.ended(%s, %s)
+
+-- name: suspend
+-- Suspends workflows; those for which something has arrived meanwhile are ready again at once.
+-- Parameters, arrays of one length: wfs, seconds from now or NULL, attempts, reasons, last messages seen, topics joined by
+-- U+001F or NULL, ends still missing or NULL.
+SELECT {schema}.suspend(%s, %s, %s, %s, %s, %s, %s)
+
+-- name: relayed
+-- Deletes what was delivered. Parameters: entries, lease.
+DELETE FROM {schema}.outbox WHERE entry = ANY(%s) AND lease = %s
+
+-- name: overdue
+-- Writes to the outbox what watchers are to be told that were registered while the end that they watch was under way. No
+-- transaction that ends a workflow lasts as long as they are looked at here.
+SELECT count(*) FROM {schema}.ended(ARRAY(
+    SELECT r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at > now() - interval '60 s'
+        AND (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = r.wf) IS NOT NULL
+    ORDER BY r.registered_at
+), 0)
+
+-- name: adopt
+-- Takes over what the holders of leases that are gone, or clients, have left in the outbox, some of it, and answers it.
+-- The leases are found by one look at the index each, however much lies there. Parameters: lease, limit for each lease that is gone.
+WITH RECURSIVE there (lease) AS (
+    (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.lease FROM {schema}.outbox o WHERE o.lease > there.lease ORDER BY o.lease LIMIT 1)
+    FROM there WHERE there.lease IS NOT NULL
+)
+UPDATE {schema}.outbox SET lease = %s WHERE ctid = ANY(ARRAY(
+    SELECT found.place FROM there, LATERAL (
+        SELECT o.ctid AS place FROM {schema}.outbox o WHERE o.lease = there.lease
+        ORDER BY o.lease, o.entry LIMIT (SELECT %s)
+        FOR UPDATE SKIP LOCKED
+    ) found
+    WHERE (SELECT l.lease FROM {schema}.lease l WHERE l.lease = there.lease) IS NULL
+))
+RETURNING entry, target, topic, key, value, error
+
+-- name: outbox
+-- What this lease has to deliver, from an entry on. Parameters: lease, last entry, limit.
+SELECT entry, target, topic, key, value, error FROM {schema}.outbox
+WHERE lease = %s AND entry > %s ORDER BY entry LIMIT %s
+
+-- name: mail
+-- The messages that workflows have not seen yet, in the order of their arrival, the first ones of each.
+-- Parameters, arrays of one length: wfs, last messages seen; then how many at the most for each.
+SELECT m.wf, m.seq, m.topic, m.key, m.value, m.error
+FROM unnest(%s, %s) AS q (wf, seen), LATERAL (
+    SELECT wf, seq, topic, key, value, error FROM {schema}.message
+    WHERE wf = q.wf AND seq > q.seen AND NOT taken ORDER BY seq LIMIT (SELECT %s)
+) m
+
+-- name: cancelled
+-- The running workflows that are to be cancelled, whoever holds them.
+SELECT wf, reason FROM {schema}.cancel
 
 -- name: drop_claims
 -- Drops receipts of which nothing is left, or whose rest is written anew by `keep_claim`. Parameters: lease, batches.
@@ -54,23 +136,28 @@ WITH gone AS (
     INSERT INTO {schema}.claim (lease, batch, wfs, attempts)
     SELECT %s, %s, array_agg(wf), array_agg(attempt) FROM gone HAVING count(*) > 0
 )
-SELECT gone.wf, w.id, w.name, w.input, gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq
+SELECT gone.wf, w.id, w.name, w.input, gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq, w.options
 FROM gone, LATERAL (
-    SELECT id, name, input FROM {schema}.workflow WHERE wf = gone.wf LIMIT 1
+    SELECT id, name, input, options FROM {schema}.workflow WHERE wf = gone.wf LIMIT 1
 ) w
 ORDER BY gone.queue, gone.priority, gone.seq
 
 -- name: wake
--- Makes suspended workflows ready whose time has come, at most so many. Parameters: limit.
+-- Makes suspended workflows ready whose time has come, at most so many; answers how many, and in how many seconds the
+-- next one's time comes. Parameters: limit.
 WITH due AS (
     DELETE FROM {schema}.wait WHERE wf = ANY(ARRAY(
         SELECT wf FROM {schema}.wait WHERE wake_at <= now() ORDER BY wake_at LIMIT %s FOR UPDATE SKIP LOCKED
     ))
     RETURNING wf, attempt
+), woken AS (
+    INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
+    SELECT nextval('{schema}.key'), w.wf, w.priority, due.attempt, true, {schema}.lane(w.queue, w.options)
+    FROM due JOIN {schema}.workflow w ON w.wf = due.wf
 )
-INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
-SELECT nextval('{schema}.key'), w.wf, w.priority, due.attempt, true, w.queue
-FROM due JOIN {schema}.workflow w ON w.wf = due.wf
+SELECT (SELECT count(*) FROM due), date_part('epoch', (
+    SELECT wake_at FROM {schema}.wait WHERE wake_at > now() ORDER BY wake_at LIMIT 1
+) - now())
 
 -- name: hang_bell
 -- Says that this session's worker is about to sleep; the lock ends with the session at the latest.
@@ -81,12 +168,21 @@ SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':bell', 0))
 SELECT pg_advisory_unlock_shared(hashtextextended({schema_text} || ':bell', 0))
 
 -- name: probe
--- Whether there may be anything to do, as cheaply as can be asked. The orders, which nobody needs, keep the planner from
--- reading a whole table to find nothing in it. Parameters: queues.
+-- Whether there may be anything to do, as cheaply as can be asked, and in how many seconds the next suspended workflow's time
+-- comes. The orders, which nobody needs, keep the planner from reading a whole table to find nothing in it.
+-- Parameters: lanes.
 SELECT EXISTS (
     SELECT FROM unnest(%s) AS q (queue), LATERAL (
         SELECT FROM {schema}.ready r WHERE r.queue = q.queue ORDER BY r.priority, r.seq LIMIT 1
     ) found
+) OR EXISTS (SELECT FROM {schema}.cancel) OR EXISTS (
+    SELECT FROM (
+        SELECT r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at > now() - interval '60 s'
+        ORDER BY r.registered_at LIMIT 1000
+    ) late WHERE (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = late.wf) IS NOT NULL
 ) OR EXISTS (
-    SELECT FROM (SELECT FROM {schema}.wait WHERE wake_at <= now() ORDER BY wake_at LIMIT 1) due
-)
+    SELECT FROM (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1) first
+    WHERE NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = first.lease)
+), date_part('epoch', (
+    SELECT wake_at FROM {schema}.wait WHERE wake_at IS NOT NULL ORDER BY wake_at LIMIT 1
+) - now())

@@ -51,6 +51,8 @@ class Int4s(Array):
     element_oid, array_oid = 23, 1007
 
     def elements(self) -> Iterable[bytes]:
+        if None in self.values:
+            return (_NULL if v is None else _INT4(4, v) for v in self.values)
         return map(_INT4, repeat(4), self.values)
 
 
@@ -67,6 +69,8 @@ class Float8s(Array):
     element_oid, array_oid = 701, 1022
 
     def elements(self) -> Iterable[bytes]:
+        if None in self.values:
+            return (_NULL if v is None else _FLOAT8(8, v) for v in self.values)
         return map(_FLOAT8, repeat(8), self.values)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from .arrays import Int8s
 from .shard import Conn, Shard
@@ -41,17 +41,34 @@ class Submission:
     input: bytes
     queue: str
     priority: int
+    options: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A step's recorded outcome: `error` is JSON text where it failed for good."""
+    """A step's recorded outcome: `error` is JSON text where it failed for good; `at`, seconds since 1970 by the
+    server's clock."""
 
     seq: int
     name: str
     output: bytes | None
     error: str | None
     attempts: int
+    at: float = 0.0
+
+
+class Tries(NamedTuple):
+    """A step that has failed so often, and the server's time, in seconds since 1970, of its next try."""
+
+    attempts: int
+    due: float
+
+
+class Recorded(NamedTuple):
+    """What is recorded of a workflow, by sequence numbers: its checkpoints, and steps to be tried again."""
+
+    checkpoints: dict[int, Checkpoint]
+    tries: dict[int, Tries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +125,13 @@ async def stand_in(shard: Shard, conn: Conn, lease: int) -> None:
             await conn.execute(shard.statements("lease")["live"], (lease,))
 
 
-async def renew(shard: Shard, conn: Conn, lease: int, epoch: int, ttl: float) -> bool:
-    """Pushes the lease's end to `ttl` seconds from now; False if it is not held any more."""
+async def renew(shard: Shard, conn: Conn, lease: int, epoch: int, ttl: float) -> float | None:
+    """Pushes the lease's end to `ttl` seconds from now; answers the server's clock, None if it is not held any
+    more."""
     with shard.translate():
         cursor = await conn.execute(shard.statements("lease")["renew"], (ttl, lease, epoch))
-        return await cursor.fetchone() is not None
+        row = await cursor.fetchone()
+    return None if row is None else row[0]
 
 
 async def resume(shard: Shard, conn: Conn, lease: int, ttl: float, doubt: Turn | None = None) -> Resumed | None:
@@ -185,14 +204,30 @@ async def submissions(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Subm
         return [Submission(*row) for row in await cursor.fetchall()]
 
 
-async def checkpoints(shard: Shard, conn: Conn, wfs: Sequence[int]) -> dict[int, dict[int, Checkpoint]]:
-    """The checkpoints of these workflows: key → sequence number → checkpoint."""
-    found: dict[int, dict[int, Checkpoint]] = defaultdict(dict)
+async def recorded(shard: Shard, conn: Conn, wfs: Sequence[int]) -> tuple[dict[int, Recorded], float]:
+    """What is recorded of these workflows, by key; and the server's clock, in seconds since 1970."""
+    sql = shard.statements("lease")
+    found: dict[int, Recorded] = {wf: Recorded({}, {}) for wf in wfs}
     with shard.translate():
-        cursor = await conn.execute(shard.statements("lease")["checkpoints"], (Int8s(wfs),), binary=True)
-        for wf, seq, name, output, error, attempts in await cursor.fetchall():
-            found[wf][seq] = Checkpoint(seq, name, output, error, attempts)
-    return found
+        async with conn.pipeline():
+            clock = await conn.execute(sql["clock"])
+            steps = await conn.execute(sql["checkpoints"], (Int8s(wfs),), binary=True)
+            tries = await conn.execute(sql["retries"], (Int8s(wfs),))
+        for wf, seq, name, output, error, attempts, at in await steps.fetchall():
+            found[wf].checkpoints[seq] = Checkpoint(seq, name, output, error, attempts, at)
+        for wf, seq, attempts, due in await tries.fetchall():
+            found[wf].tries[seq] = Tries(attempts, due)
+        row = await clock.fetchone()
+    assert row is not None
+    return found, row[0]
+
+
+async def clock(shard: Shard, conn: Conn) -> float:
+    """The server's clock, in seconds since 1970."""
+    with shard.translate():
+        row = await (await conn.execute(shard.statements("lease")["clock"])).fetchone()
+    assert row is not None
+    return float(row[0])
 
 
 async def all_leases(shard: Shard, conn: Conn) -> list[LeaseRow]:

@@ -6,16 +6,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg import AsyncCursor
+
 from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
-from .arrays import Byteas, Int2s, Int4s, Int8s, Texts
+from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
 from .shard import STATEMENT_SECONDS, Conn, Shard
 from .turn import BEGIN, roll_back
 
 
 @dataclass(frozen=True, slots=True)
+class More:
+    """What a submission may ask for beyond the usual: `options` and `attributes` as JSON text, seconds of `delay`,
+    ids of workflows to run `after`, the id of the `parent` that is told of its end."""
+
+    options: str | None = None
+    attributes: str | None = None
+    delay: float | None = None
+    after: tuple[str, ...] = ()
+    parent: str | None = None
+
+
+_USUAL = More()
+
+
+@dataclass(frozen=True, slots=True)
 class NewWorkflow:
-    """A submission as it is written: `input` encoded, `priority` lower first."""
+    """A submission as it is written: `input` encoded, `priority` lower first; `more`, where it asks for more."""
 
     id: str
     name: str
@@ -23,6 +40,7 @@ class NewWorkflow:
     slot: int
     input: bytes
     priority: int = 0
+    more: More | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,27 @@ async def submit(
     outcome is then unknown.
     """
     sql = shard.statements("submit")
+    try:
+        with shard.translate():
+            async with conn.pipeline():
+                await conn.execute(BEGIN)
+                if seconds > STATEMENT_SECONDS:
+                    await conn.execute(sql["allow"], (str(round(seconds * 1000)),))
+                made = await insert(shard, conn, generation, new)
+                ended = await conn.execute(b"COMMIT")
+            if ended.statusmessage != "COMMIT":
+                raise AssertionError(f"COMMIT answered {ended.statusmessage}")
+            return {row[0]: row[1] for row in await made.fetchall()}
+    except BaseException:
+        await roll_back(conn)
+        raise
+
+
+async def insert(
+    shard: Shard, conn: Conn, generation: int, new: Sequence[NewWorkflow]
+) -> AsyncCursor[tuple[Any, ...]]:
+    """Writes the workflows in the transaction that there is; the cursor answers (id, key) of those that are new."""
+    sql = shard.statements("submit")
     columns = (
         Texts([n.id for n in new]),
         Texts([n.name for n in new]),
@@ -54,22 +93,24 @@ async def submit(
         Int2s([n.priority for n in new]),
         Byteas([n.input for n in new]),
     )
-    try:
-        with shard.translate():
-            async with conn.pipeline():
-                await conn.execute(BEGIN)
-                if seconds > STATEMENT_SECONDS:
-                    await conn.execute(sql["allow"], (str(round(seconds * 1000)),))
-                await conn.execute(sql["admit"], (generation,))
-                made = await conn.execute(sql["insert"], columns)
-                await conn.execute(sql["ring"])
-                ended = await conn.execute(b"COMMIT")
-            if ended.statusmessage != "COMMIT":
-                raise AssertionError(f"COMMIT answered {ended.statusmessage}")
-            return {row[0]: row[1] for row in await made.fetchall()}
-    except BaseException:
-        await roll_back(conn)
-        raise
+    await conn.execute(sql["admit"], (generation,))
+    if all(n.more is None for n in new):
+        made = await conn.execute(sql["insert"], columns)
+    else:
+        mores = [n.more or _USUAL for n in new]
+        pairs = [(n.id, after) for n in new if n.more for after in n.more.after]
+        further = (
+            Texts([m.options for m in mores]),
+            Texts([m.attributes for m in mores]),
+            Float8s([m.delay for m in mores]),
+            Int4s([len(m.after) or None for m in mores]),
+            Texts([m.parent for m in mores]),
+            Texts([id for id, _ in pairs]),
+            Texts([after for _, after in pairs]),
+        )
+        made = await conn.execute(sql["insert_more"], (*columns, *further))
+    await conn.execute(sql["ring"])
+    return made
 
 
 async def existing(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes]]:
@@ -101,13 +142,6 @@ async def find(shard: Shard, conn: Conn, id: str) -> tuple[int, WorkflowInfo] | 
     with shard.translate():
         row = await (await conn.execute(shard.statements("read")["find"], (id,))).fetchone()
     return None if row is None else (row[0], _info(shard, row))
-
-
-async def recent(shard: Shard, conn: Conn, limit: int) -> list[WorkflowInfo]:
-    """The latest `limit` submissions, the newest first."""
-    with shard.translate():
-        rows = await (await conn.execute(shard.statements("read")["recent"], (limit,))).fetchall()
-    return [_info(shard, row) for row in rows]
 
 
 def _info(shard: Shard, row: tuple[Any, ...]) -> WorkflowInfo:

@@ -13,8 +13,8 @@ import psycopg
 from psycopg import pq
 
 from ..errors import ShardflowError, ShardUnavailable
-from .arrays import Byteas, Float8s, Int2s, Int8s, Texts
-from .shard import Conn, Shard
+from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
+from .shard import Conn, Shard, Statements
 
 
 class Refused(ShardflowError):
@@ -40,6 +40,29 @@ class Claimed(NamedTuple):
     queue: str
     priority: int
     seq: int
+    options: dict[str, Any] | None = None
+
+
+class Told(NamedTuple):
+    """A row of the outbox: what follows elsewhere from a commit; `error` is JSON text."""
+
+    entry: int
+    target: str
+    topic: str
+    key: str | None
+    value: bytes | None
+    error: str | None
+
+
+class Message(NamedTuple):
+    """What has arrived for a workflow, in the order of `seq`; `error` is JSON text."""
+
+    wf: int
+    seq: int
+    topic: str
+    key: str | None
+    value: bytes | None
+    error: str | None
 
 
 #: The guards look again after they have waited for a lock, so they need this level, whatever the role's default is.
@@ -49,8 +72,12 @@ BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 StepRow = tuple[int, int, int, str, bytes | None, str | None]
 #: An end to write: key, status, output, error as JSON text.
 OutcomeRow = tuple[int, str, bytes | None, str | None]
-#: A workflow to suspend: key, seconds from now, attempt, reason.
-WaitRow = tuple[int, float, int, str]
+#: A workflow to suspend: key, seconds from now, attempt, reason, last message seen, topics joined, ends missing.
+WaitRow = tuple[int, float | None, int, str, int, str | None, int | None]
+#: A step to be tried again: key, sequence number, attempts, step's name, error as JSON text, seconds until then.
+RetryRow = tuple[int, int, int, str, str, float]
+#: An event to set: key of the workflow, key, value.
+EventRow = tuple[int, str, bytes]
 
 
 @dataclass(slots=True)
@@ -74,16 +101,52 @@ class ClaimWanted:
 
 @dataclass(slots=True)
 class Turn:
-    """All that one turn does; `wake` is how many due workflows may be woken, `bell` whether to hang or take it."""
+    """All that one turn does.
+
+    `tried` are steps whose failed tries are to be forgotten, `received` messages to take, both as (workflow, number);
+    `relayed`, entries of the outbox that were delivered; `wake`, how many due workflows may be woken; `mail`,
+    workflows and the last message that each has seen, to be told of newer ones; `adopt`, whether to take over what
+    nobody delivers;
+    `outbox`, the entry behind which the lease's own outbox is to be read; `bell`, whether to hang or take it.
+    """
 
     steps: Sequence[StepRow] = ()
+    retries: Sequence[RetryRow] = ()
+    tried: Sequence[tuple[int, int]] = ()
+    received: Sequence[tuple[int, int]] = ()
+    events: Sequence[EventRow] = ()
     outcomes: Sequence[OutcomeRow] = ()
     waits: Sequence[WaitRow] = ()
+    relayed: Sequence[int] = ()
     dropped: Sequence[int] = ()
     kept: Receipt | None = None
     claim: ClaimWanted | None = None
     wake: int = 0
+    mail: Sequence[tuple[int, int]] = ()
+    adopt: bool = False
+    outbox: int | None = None
     bell: bool | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a turn answers: what was claimed; what is to be delivered from now on; a page of the outbox; messages;
+    workflows that are to be cancelled, with the reason; how many were woken, and the seconds until the next one is
+    due."""
+
+    claimed: Sequence[Claimed] = ()
+    told: Sequence[Told] = ()
+    page: Sequence[Told] = ()
+    mail: Sequence[Message] = ()
+    cancelled: Sequence[tuple[int, str | None]] = ()
+    woken: int = 0
+    next_due: float | None = None
+
+
+#: Entries of the outbox that are read or taken over in one turn at the most.
+PAGE = 1_000
+#: Messages of one workflow that are read in one turn at the most.
+MAIL = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +158,8 @@ class Fence:
     generation: int
 
 
-async def commit(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list[Claimed]:
-    """Commits the turn in one round trip; answers what was claimed.
+async def commit(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answer:
+    """Commits the turn in one round trip.
 
     Raises LeaseLost or MapChanged where the fence refuses (nothing was written), ShardUnavailable where the
     connection failed (the outcome is unknown), Refused where a row is not acceptable (nothing was written).
@@ -112,10 +175,16 @@ async def commit(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list[Cla
         raise
 
 
-async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list[Claimed]:
+async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answer:
     sql = shard.statements("turn")
     execute = conn.execute
     claimed: Any = None
+    told: Any = None
+    woken: Any = None
+    mail: Any = None
+    cancelled: Any = None
+    adopted: Any = None
+    page: Any = None
     async with conn.pipeline():
         await execute(BEGIN)
         await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
@@ -125,29 +194,75 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> list
             wfs, seqs, attempts, names, outputs, errors = zip(*turn.steps, strict=True)
             keys = (Int8s(wfs), Int8s(seqs), Int2s(attempts))
             await execute(sql["steps"], (*keys, Texts(names), Byteas(outputs), Texts(errors)))
+        if turn.retries or turn.tried or turn.received or turn.events:
+            await _side_effects(conn, sql, turn)
         if turn.outcomes:
             wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
             await execute(sql["outcomes"], (Int8s(wfs), Texts(statuses), Byteas(outputs), Texts(errors)))
+            told = await execute(sql["ended"], (Int8s(wfs), fence.lease), binary=True)
         if turn.waits:
-            wfs, delays, attempts, reasons = zip(*turn.waits, strict=True)
-            await execute(sql["waits"], (Int8s(wfs), Float8s(delays), Int2s(attempts), Texts(reasons)))
+            wfs, delays, attempts, reasons, seens, topics, missings = zip(*turn.waits, strict=True)
+            given = (Int8s(wfs), Float8s(delays), Int2s(attempts), Texts(reasons), Int8s(seens), Texts(topics))
+            await execute(sql["suspend"], (*given, Int4s(missings)))
         if turn.dropped:
             await execute(sql["drop_claims"], (fence.lease, Int8s(turn.dropped)))
         if (k := turn.kept) and k.wfs:
             await execute(sql["keep_claim"], (fence.lease, k.batch, Int8s(k.wfs), Int2s(k.attempts)))
+        if turn.relayed:
+            await execute(sql["relayed"], (Int8s(turn.relayed), fence.lease))
         if turn.wake:
-            await execute(sql["wake"], (turn.wake,))
+            woken = await execute(sql["wake"], (turn.wake,))
         if c := turn.claim:
             marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
             parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
             claimed = await execute(sql["claim"], parameters, binary=True)
+            cancelled = await execute(sql["cancelled"])
+        if turn.adopt:
+            await execute(sql["overdue"])
+            adopted = await execute(sql["adopt"], (fence.lease, PAGE), binary=True)
+        if turn.outbox is not None:
+            page = await execute(sql["outbox"], (fence.lease, turn.outbox, PAGE), binary=True)
+        if turn.mail:
+            wfs, seens = zip(*turn.mail, strict=True)
+            mail = await execute(sql["mail"], (Int8s(wfs), Int8s(seens), MAIL), binary=True)
         ended = await execute(b"COMMIT")
     if ended.statusmessage != "COMMIT":
         # A failed transaction answers COMMIT with ROLLBACK and no error.
         raise ShardUnavailable(
             f"shard {shard.name!r}: the server rolled back instead of committing", shard=shard.name
         )
-    return [] if claimed is None else list(map(Claimed._make, await claimed.fetchall()))
+    answer = Answer()
+    if claimed is not None:
+        answer.claimed = list(map(Claimed._make, await claimed.fetchall()))
+        answer.cancelled = await cancelled.fetchall()
+    if told is not None:
+        answer.told = list(map(Told._make, await told.fetchall()))
+    if adopted is not None:
+        answer.told = [*answer.told, *map(Told._make, await adopted.fetchall())]
+    if page is not None:
+        answer.page = list(map(Told._make, await page.fetchall()))
+    if mail is not None:
+        answer.mail = list(map(Message._make, await mail.fetchall()))
+    if woken is not None:
+        answer.woken, answer.next_due = await woken.fetchone()
+    return answer
+
+
+async def _side_effects(conn: Conn, sql: Statements, turn: Turn) -> None:
+    """What goes along with checkpoints."""
+    if turn.retries:
+        wfs, seqs, attempts, names, errors, delays = zip(*turn.retries, strict=True)
+        failed = (Int8s(wfs), Int8s(seqs), Int2s(attempts), Texts(names), Texts(errors), Float8s(delays))
+        await conn.execute(sql["retries"], failed)
+    if turn.tried:
+        wfs, seqs = zip(*turn.tried, strict=True)
+        await conn.execute(sql["tried"], (Int8s(wfs), Int8s(seqs)))
+    if turn.received:
+        wfs, seqs = zip(*turn.received, strict=True)
+        await conn.execute(sql["receive"], (Int8s(wfs), Int8s(seqs)))
+    if turn.events:
+        wfs, names, values = zip(*turn.events, strict=True)
+        await conn.execute(sql["events"], (Int8s(wfs), Texts(names), Byteas(values)))
 
 
 async def roll_back(conn: Conn) -> None:
@@ -174,9 +289,9 @@ async def written(shard: Shard, conn: Conn, turn: Turn) -> bool | None:
     return bool(row and row[0])
 
 
-async def probe(shard: Shard, conn: Conn, queues: Sequence[str]) -> bool:
-    """Whether a queue has ready work, or a suspended workflow is due."""
+async def probe(shard: Shard, conn: Conn, lanes: Sequence[str]) -> tuple[bool, float | None]:
+    """Whether a lane has ready work or a workflow is to be cancelled; seconds until the next suspended one is due."""
     with shard.translate():
-        cursor = await conn.execute(shard.statements("turn")["probe"], (Texts(queues),))
+        cursor = await conn.execute(shard.statements("turn")["probe"], (Texts(lanes),))
         row = await cursor.fetchone()
-    return bool(row and row[0])
+    return (False, None) if row is None else (bool(row[0]), row[1])

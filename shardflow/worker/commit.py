@@ -14,15 +14,17 @@ from dataclasses import dataclass
 
 import shardflow.storage.turn as turns
 
-from ..core.failure import to_json
-from ..errors import LeaseLost
-from ..model import ErrorInfo, Status
+from ..delivery import Delivery
+from ..model import Status
 from ..storage.shard import Conn, Shard
-from ..storage.turn import Claimed, Fence, Refused, Turn
+from ..storage.turn import Answer, Claimed, Fence, Refused, Turn, WaitRow
 from .claims import BUSY, IDLE_LOOK, Claims
-from .gather import Gathered, Pending
+from .gather import Extra, Gathered, Pending
+from .idle import Idle
 from .places import Place
+from .poison import Isolation
 from .receipts import Receipts
+from .relay import Relay
 from .run import Run
 
 log = logging.getLogger("shardflow.worker")
@@ -33,6 +35,8 @@ PATIENCE = 30.0
 #: Due workflows woken in one turn at the most, and seconds between looks for them while busy.
 WAKE = 1_000
 WAKE_EVERY = 0.5
+#: Seconds until the next suspended workflow is due where none is known.
+FAR = 3600.0
 
 
 @dataclass(slots=True)
@@ -46,41 +50,58 @@ class Doubt:
 class CommitLoop:
     """Gathers the writes of a shard's runs and commits them; see `run.Sink` for what runs call.
 
-    Arguments: `shard`; `queues` that the worker serves; `place`, the shard's part of the worker's places;
-    `threads`, for plain `def` functions; `begin`, called with the workflows claimed in a turn.
+    Arguments: `shard`; `lanes` that the worker serves; `place`, the shard's part of the worker's places;
+    `threads`, for plain `def` functions; `delivery`, for what belongs to other shards; `begin`, called with the
+    workflows claimed in a turn.
     """
 
     def __init__(
         self,
         shard: Shard,
-        queues: Sequence[str],
+        lanes: Sequence[str],
         place: Place,
         threads: ThreadPoolExecutor,
+        delivery: Delivery,
         begin: Callable[[Conn, Sequence[Claimed]], Awaitable[None]],
         patience: float = PATIENCE,
     ) -> None:
         self._patience = patience
         self.shard = shard
         self.loop = asyncio.get_running_loop()
+        self.time = self.loop.time
+        self.jumps = False
         self.threads = threads
         self.receipts = Receipts()
         self.runs: dict[int, Run] = {}
-        self.claims = Claims(queues, place, deaf=shard.config.pooler)
+        self.claims = Claims(lanes, place, deaf=shard.config.pooler)
+        self.delivery = delivery
+        self.relay = Relay(shard, delivery, self._relayed)
+        self.idle = Idle(self.loop, self._suspend, self.nudge)
         self.doubt: Doubt | None = None
         self.draining = False
         self.closing = False
         self.valid_until = 0.0
-        self._queues = list(queues)
+        self._lanes = list(lanes)
         self._place = place
         self._pending = Pending()
         self._awake = asyncio.Event()
         self._begin = begin
         self._woke_at = 0.0
+        self._due_at = 0.0
+        self._overdue = True
+        self._clock = (0.0, 0.0)
 
     # -- what runs call
 
     def checkpoint(
-        self, run: Run, seq: int, name: str, attempts: int, output: bytes | None, error: str | None
+        self,
+        run: Run,
+        seq: int,
+        name: str,
+        attempts: int,
+        output: bytes | None,
+        error: str | None,
+        extra: Extra | None = None,
     ) -> asyncio.Future[None]:
         """See `run.Sink`."""
         future = self.loop.create_future()
@@ -88,20 +109,59 @@ class CommitLoop:
             future.cancel()
         else:
             row = (run.wf, seq, min(attempts, 32767), name, output, error)
-            self._pending.open().add_step(run, future, row)
+            self._pending.open().add_step(run, future, row, extra)
             self._awake.set()
         return future
+
+    def tried(self, run: Run, seq: int, name: str, attempts: int, error: str, delay: float) -> None:
+        """See `run.Sink`."""
+        if not run.closed:
+            self._pending.open().add_retry((run.wf, seq, min(attempts, 32767), name, error, delay))
+            self._awake.set()
 
     def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
         """See `run.Sink`."""
         self._pending.open().add_outcome(run, (run.wf, status.value, output, error))
         self._awake.set()
 
+    def waiting(self, run: Run) -> None:
+        """See `run.Sink`."""
+        self.idle.waiting(run)
+
+    def ask_mail(self, run: Run) -> None:
+        """See `run.Sink`."""
+        self.idle.ask_mail(run)
+
+    def server_time(self) -> float:
+        """See `run.Sink`."""
+        server, own = self._clock
+        return server + self.loop.time() - own
+
+    def nudge(self) -> None:
+        """There is something for a turn to do."""
+        self._awake.set()
+
+    def _suspend(self, run: Run, row: WaitRow) -> None:
+        """Takes a quiet run out of memory; the next turn gives its claim up."""
+        self._forget(run)
+        self._place.freed()
+        self._due_in(row[1])
+        self._pending.open().add_wait(row)
+        self._awake.set()
+
+    def _relayed(self, entries: list[int]) -> None:
+        self._pending.open().add_relayed(entries)
+        self._awake.set()
+
     # -- what the link calls
+
+    def clock_is(self, server: float) -> None:
+        """The shard's clock just said so, in seconds since 1970."""
+        self._clock = (server, self.loop.time())
 
     def refuse(self, wf: int, attempt: int, delay: float, reason: str) -> None:
         """Suspends a claimed workflow that did not begin, for `delay` seconds."""
-        self._pending.open().add_wait((wf, delay, attempt, reason))
+        self._pending.open().add_wait((wf, delay, attempt, reason, 0, None, None))
         self._awake.set()
 
     def wake(self) -> None:
@@ -134,6 +194,8 @@ class CommitLoop:
         """Closes every run and forgets all that was to be written: the lease is not held any more."""
         for run in list(self.runs.values()):
             self._forget(run)
+        self.idle.clear()
+        self.relay.forget()
         self._pending.clear()
         if self.doubt is not None:
             self.doubt.gathered.cancel()
@@ -177,15 +239,18 @@ class CommitLoop:
             turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
             if turn.claim is not None:
                 turn.bell = self.claims.bell()
-                if now - self._woke_at >= WAKE_EVERY:
-                    turn.wake, self._woke_at = WAKE, now
-        return turn if gathered is not None or turn.claim is not None else None
+                if self._overdue or now - self._woke_at >= WAKE_EVERY:
+                    turn.wake, turn.adopt = WAKE, True
+                    self._overdue, self._woke_at = False, now
+                turn.outbox = self.relay.wanted
+        turn.mail = self.idle.asked()
+        return turn if gathered is not None or turn.claim is not None or turn.mail else None
 
     async def _commit(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
         self.doubt = Doubt(gathered, turn)
         began = self.loop.time()
         try:
-            claimed = await turns.commit(self.shard, conn, fence, turn)
+            answer = await turns.commit(self.shard, conn, fence, turn)
         except Refused as error:
             self.claims.answered()
             if turn.bell is not None:
@@ -196,10 +261,12 @@ class CommitLoop:
             return
         self.doubt = None
         self.settle(gathered)
+        self._heed(turn, answer)
         if turn.bell is not None:
             self.claims.bell_is(turn.bell)
         if turn.claim is not None:
             now = self.loop.time()
+            claimed = answer.claimed
             self.claims.got(turn.claim, claimed, now, now - began)
             if claimed:
                 self.receipts.add(turn.claim.batch, {row.wf: row.attempt for row in claimed})
@@ -208,6 +275,46 @@ class CommitLoop:
                     # Few run quickly to where they write: that goes into the next turn, instead of waiting for it.
                     await asyncio.sleep(0)
             self.claims.answered()
+
+    def _heed(self, turn: Turn, answer: Answer) -> None:
+        """What the turn's answer says beside what was claimed."""
+        if answer.told:
+            self.relay.tell(answer.told)
+        if turn.mail:
+            self.idle.arrived(turn.mail, answer.mail)
+        if turn.outbox is not None:
+            self.relay.page(turn.outbox, answer.page)
+        if turn.wake:
+            self._due_in(answer.next_due, replace=True)
+            if answer.woken:
+                self.claims.look()
+                self._overdue = answer.woken >= turn.wake
+
+    def _due_in(self, seconds: float | None, *, replace: bool = False) -> None:
+        """When the next suspended workflow's time comes, as far as is known."""
+        at = self.loop.time() + (FAR if seconds is None else max(0.0, seconds))
+        self._due_at = at if replace else min(at, self._due_at)
+
+    async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> int:
+        """The server refused the batch; answers how many workflows failed, none where it was the claim."""
+        self.doubt = None
+
+        async def send(part: Gathered, turn: Turn) -> None:
+            self.doubt = Doubt(part, turn)
+            try:
+                answer = await turns.commit(self.shard, conn, fence, turn)
+            except Refused:
+                self.doubt = None
+                raise
+            self.doubt = None
+            self.settle(part)
+            self._heed(turn, answer)
+
+        def put_back(rest: Gathered) -> None:
+            if self.doubt is None or self.doubt.gathered is not rest:
+                self._pending.put_back(rest)
+
+        return await Isolation(self.shard.name, send, put_back, self.receipts.resolve).isolate(gathered, turn)
 
     def settle(self, gathered: Gathered) -> None:
         """Lets the runs whose writes have committed go on, or end."""
@@ -223,6 +330,7 @@ class CommitLoop:
             self._place.freed()
 
     def _forget(self, run: Run, *, close: bool = True) -> None:
+        self.idle.forget(run)
         if self.runs.pop(run.wf, None) is not None:
             if run.blocking and run.thread is not None and not run.thread.done():
                 # A thread cannot be stopped: the place is free when it has ended.
@@ -246,97 +354,27 @@ class CommitLoop:
 
     async def _sleep(self, conn: Conn) -> None:
         self._awake.clear()
-        patience = IDLE_LOOK if self.leaving else self.claims.patience(self.loop.time())
+        now = self.loop.time()
+        patience = IDLE_LOOK if self.leaving else self.claims.patience(now)
+        if not self.leaving:
+            patience = min(patience, max(0.001, self._due_at - now))
         try:
             # Not wait_for, which before Python 3.12 can swallow a cancellation.
             async with asyncio.timeout(patience):
                 await self._awake.wait()
         except TimeoutError:
-            if not self.leaving and self.claims.settled:
+            now = self.loop.time()
+            if self.leaving:
+                return
+            if now >= self._due_at:  # somebody's time has come
+                self._due_at = now + WAKE_EVERY
+                self._overdue = True
+                self.claims.look()
+            elif self.claims.settled:
                 async with self.shard.deadline(conn, self._patience, "a look at the queues"):
-                    if await turns.probe(self.shard, conn, self._queues):
-                        self.claims.look()
+                    found, due = await turns.probe(self.shard, conn, self._lanes)
+                if found:
+                    self._overdue = True
+                    self.claims.look()
+                self._due_in(due, replace=True)
                 self.claims.rest(self.loop.time())
-
-    # -- poison
-
-    async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> int:
-        """The server refused the batch: finds the rows it refuses, fails their workflows, commits the others.
-
-        Answers how many workflows failed; none means that it was the claim, which is left out here.
-        Every part that commits is settled at once, and what was not tried is put back if the connection fails, so
-        that a turn in doubt is always one transaction.
-        """
-        self.doubt = None
-        rest = Gathered()
-        rest.waits = gathered.waits
-        parts = [gathered.pieces()]
-        failed: set[Run] = set()
-        try:
-            while parts:
-                part = [piece for piece in parts.pop() if _run_of(piece[0]) not in failed]
-                if part and not await self._accepted(conn, fence, part, failed):
-                    half = len(part) // 2
-                    parts += [part[half:], part[:half]]
-            last = rest.turn()
-            last.dropped, last.kept = turn.dropped, turn.kept
-            await self._send(conn, fence, rest, last)
-        except BaseException:
-            for piece, _ in (piece for part in parts for piece in part):
-                if _run_of(piece) not in failed:
-                    rest.absorb(piece)
-            if not self._doubts(rest):
-                self._pending.put_back(rest)
-            raise
-        return len(failed)
-
-    def _doubts(self, gathered: Gathered) -> bool:
-        return self.doubt is not None and self.doubt.gathered is gathered
-
-    async def _accepted(self, conn: Conn, fence: Fence, part: list[tuple[Gathered, str]], failed: set[Run]) -> bool:
-        """Commits the part; a single piece that is refused fails its workflow, which settles it too."""
-        whole = Gathered()
-        for piece, _ in part:
-            whole.absorb(piece)
-        try:
-            await self._send(conn, fence, whole, whole.turn())
-        except Refused as error:
-            self.doubt = None
-            if len(part) > 1:
-                return False
-            failed.add(_run_of(part[0][0]))
-            await self._fail_poison(conn, fence, *part[0], error)
-        return True
-
-    async def _send(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
-        self.doubt = Doubt(gathered, turn)
-        await turns.commit(self.shard, conn, fence, turn)
-        self.doubt = None
-        self.settle(gathered)
-
-    async def _fail_poison(self, conn: Conn, fence: Fence, piece: Gathered, what: str, refused: Refused) -> None:
-        run = _run_of(piece)
-        if refused.duplicate:
-            raise LeaseLost(
-                f"shard {self.shard.name!r}: {what} of workflow {run.id!r} is recorded already; starting over from"
-                " what the shard has"
-            )
-        message = f"shard {self.shard.name!r} refused {what}: {refused}"
-        log.error("a row was refused; its workflow fails", extra={"workflow": run.id, "error": message})
-        run.close()
-        piece.cancel()
-        failed = Gathered()
-        error = ErrorInfo("shardflow.errors.Refused", message.replace("\0", "\\0"))
-        failed.add_outcome(run, (run.wf, Status.FAILED.value, None, to_json(error)))
-        try:
-            await self._send(conn, fence, failed, failed.turn())
-        except Refused as again:
-            raise LeaseLost(
-                f"shard {self.shard.name!r} refuses even the failure of workflow {run.id!r}: {again}"
-            ) from again
-        self.receipts.resolve(run.wf)
-
-
-def _run_of(piece: Gathered) -> Run:
-    """The run of a single piece."""
-    return piece.waiting[0][0] if piece.waiting else piece.ended[0]

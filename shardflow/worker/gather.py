@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..storage.turn import OutcomeRow, StepRow, Turn, WaitRow
+from ..storage.turn import EventRow, OutcomeRow, RetryRow, StepRow, Turn, WaitRow
 
 if TYPE_CHECKING:
     from .run import Run
@@ -16,16 +16,30 @@ MAX_ROWS = 2_000
 MAX_BYTES = 8 << 20
 
 
+class Extra(NamedTuple):
+    """What goes along with a checkpoint, in the same turn: `received`, the number of a message that it takes;
+    `event`, key and value that it sets; `tried`, whether failed tries were recorded, which are to be forgotten
+    now."""
+
+    received: int | None = None
+    event: tuple[str, bytes] | None = None
+    tried: bool = False
+
+
 class Gathered:
     """The writes of one turn with whom to tell: `waiting`, a run and its future per step; `ended`, a run per outcome.
 
-    `room` is how many more rows it takes; where the bytes are too many already, none.
+    `extras` are by the place of their step; `retries` by workflow and sequence number; `relayed`, entries of the
+    outbox that were delivered. `room` is how many more rows it takes; where the bytes are too many already, none.
     """
 
-    __slots__ = ("bytes", "ended", "outcomes", "room", "steps", "waiting", "waits")
+    __slots__ = ("bytes", "ended", "extras", "outcomes", "relayed", "retries", "room", "steps", "waiting", "waits")
 
     def __init__(self) -> None:
         self.steps: list[StepRow] = []
+        self.extras: dict[int, Extra] = {}
+        self.retries: dict[tuple[int, int], RetryRow] = {}
+        self.relayed: list[int] = []
         self.waiting: list[tuple[Run, asyncio.Future[None]]] = []
         self.outcomes: list[OutcomeRow] = []
         self.ended: list[Run] = []
@@ -35,9 +49,31 @@ class Gathered:
 
     def turn(self) -> Turn:
         """These writes as a turn, as yet without receipts and claim."""
-        return Turn(steps=self.steps, outcomes=self.outcomes, waits=self.waits)
+        turn = Turn(steps=self.steps, outcomes=self.outcomes, waits=self.waits, relayed=self.relayed)
+        if self.retries:
+            turn.retries = list(self.retries.values())
+        if self.extras:
+            self._spread(turn)
+        return turn
 
-    def add_step(self, run: Run, future: asyncio.Future[None], row: StepRow) -> None:
+    def _spread(self, turn: Turn) -> None:
+        tried, received = [], []
+        events: dict[tuple[int, str], EventRow] = {}
+        for place, extra in self.extras.items():
+            wf, seq = self.steps[place][:2]
+            if extra.tried:
+                tried.append((wf, seq))
+            if extra.received is not None:
+                received.append((wf, extra.received))
+            if extra.event is not None:
+                events[wf, extra.event[0]] = (wf, *extra.event)
+        turn.tried, turn.received, turn.events = tried, received, list(events.values())
+
+    def add_step(self, run: Run, future: asyncio.Future[None], row: StepRow, extra: Extra | None = None) -> None:
+        if extra is not None:
+            self.extras[len(self.steps)] = extra
+            if extra.event is not None:
+                self._weigh(extra.event[1])
         self.steps.append(row)
         self.waiting.append((run, future))
         self._weigh(row[4])
@@ -46,6 +82,14 @@ class Gathered:
         self.outcomes.append(row)
         self.ended.append(run)
         self._weigh(row[2])
+
+    def add_retry(self, row: RetryRow) -> None:
+        self.retries[row[0], row[1]] = row
+        self.room -= 1
+
+    def add_relayed(self, entries: list[int]) -> None:
+        self.relayed += entries
+        self.room -= len(entries)
 
     def add_wait(self, row: WaitRow) -> None:
         self.waits.append(row)
@@ -59,17 +103,23 @@ class Gathered:
                 self.room = 0
 
     def pieces(self) -> list[tuple[Gathered, str]]:
-        """Every step and outcome alone, for finding the one that the server refuses; waits are left out."""
+        """Every step and outcome alone, for finding the one that the server refuses; see `rest` for the others."""
         found = []
-        for row, (run, future) in zip(self.steps, self.waiting, strict=True):
+        for place, (row, (run, future)) in enumerate(zip(self.steps, self.waiting, strict=True)):
             one = Gathered()
-            one.add_step(run, future, row)
+            one.add_step(run, future, row, self.extras.get(place))
             found.append((one, f"the outcome of step {row[1]} ({row[3]!r})"))
         for end, run in zip(self.outcomes, self.ended, strict=True):
             one = Gathered()
             one.add_outcome(run, end)
             found.append((one, "the workflow's result"))
         return found
+
+    def rest(self) -> Gathered:
+        """What `pieces` leaves out, which nobody waits for."""
+        rest = Gathered()
+        rest.waits, rest.retries, rest.relayed = self.waits, self.retries, self.relayed
+        return rest
 
     def cancel(self) -> None:
         """Tells those who wait for these checkpoints that there will be none."""
@@ -78,6 +128,10 @@ class Gathered:
 
     def absorb(self, other: Gathered) -> None:
         """Adds all that the other has."""
+        first = len(self.steps)
+        self.extras.update((first + place, extra) for place, extra in other.extras.items())
+        self.retries.update(other.retries)
+        self.relayed += other.relayed
         self.steps += other.steps
         self.waiting += other.waiting
         self.outcomes += other.outcomes

@@ -35,7 +35,8 @@ class Keeper:
 
     Arguments: `shard`; `config`, seconds; `lease`, its id; `epoch`, as the link knows it now (a call, since a resume
     changes it); `rang`, called when the bell rings; `renewed`, called with the time of the event
-    loop's clock until which the lease surely lasts; `took`, called with (peer, workflows put back) after a takeover;
+    loop's clock until which the lease surely lasts, and the server's clock; `took`, called with (peer, workflows put
+    back) after a takeover;
     `chore`, done at every look at the peers, with the connection and whether nobody is elected on the shard;
     `resumed`, whether the lease is older than the connection.
     """
@@ -47,7 +48,7 @@ class Keeper:
         lease: int,
         epoch: Callable[[], int],
         rang: Callable[[], None],
-        renewed: Callable[[float], None],
+        renewed: Callable[[float, float], None],
         took: Callable[[Peer, int], None],
         chore: Callable[[Conn, bool], Awaitable[None]],
         *,
@@ -83,10 +84,11 @@ class Keeper:
 
     async def _renew(self, conn: Conn) -> None:
         began = asyncio.get_running_loop().time()
-        if not await leases.renew(self._shard, conn, self._lease, self._epoch(), self._config.ttl):
+        clock = await leases.renew(self._shard, conn, self._lease, self._epoch(), self._config.ttl)
+        if clock is None:
             raise LeaseLost(f"shard {self._shard.name!r}: lease {self._lease} was ended by a peer")
         # Counted from before the request, so that by our clock it ends no later than by the server's.
-        self._renewed(began + self._config.ttl)
+        self._renewed(began + self._config.ttl, clock)
 
     async def _watch(self, conn: Conn) -> None:
         dead, vacant = await leases.peers(self._shard, conn, self._lease)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..app import App
 from ..core.retry import Retry
+from ..delivery import Delivery
 from ..errors import LeaseLost, MapChanged, ShardflowError
 from ..model import ClusterConfig
 from ..storage import bell, cluster, leases, rebalance, registry
@@ -25,11 +26,12 @@ from ..storage.ending import end
 from ..storage.leases import Peer, Resumed
 from ..storage.rebalance import Term
 from ..storage.shard import Conn, Shard
-from ..storage.turn import Claimed, Fence
+from ..storage.turn import Fence
 from .commit import PATIENCE, CommitLoop
 from .keeper import Keeper
 from .places import Places
-from .run import Run
+from .starter import Starter
+from .ticker import Ticker
 
 log = logging.getLogger("shardflow.worker")
 
@@ -47,15 +49,13 @@ HOLD = 30.0
 #: Seconds for which an election lasts unrenewed; it is over at once when the lease it stands on has ended.
 SEAT = 60.0
 
-#: Seconds after which a workflow that this worker has no code for is offered again.
-UNKNOWN_DELAY = 15.0
-
 
 class Link:
     """Serves one shard for a worker.
 
     Arguments: `shard`; `config`, the cluster's; `app`; `name`, the worker's; `queues` to serve; `places`, the
-    worker's; `threads`, for plain `def` functions; `seat`, told of each change of the election on the shard.
+    worker's; `threads`, for plain `def` functions; `delivery` and `ticker`, the worker's; `seat`, told of each change
+    of the election on the shard.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class Link:
         queues: Sequence[str],
         places: Places,
         threads: ThreadPoolExecutor,
+        delivery: Delivery,
+        ticker: Ticker,
         seat: Callable[[str, Term | None], None],
     ) -> None:
         self.shard = shard
@@ -76,9 +78,15 @@ class Link:
         self._app = app
         self._name = name
         self._queues = list(queues)
+        self._ticker = ticker
         self._seat = seat
         self._place = places.add(self._woken)
-        self._commit = CommitLoop(shard, queues, self._place, threads, self._begin, min(PATIENCE, config.lease.ttl))
+        self._starter = Starter(shard, app)
+        patience = min(PATIENCE, config.lease.ttl)
+        self._commit = CommitLoop(
+            shard, app.lanes(queues), self._place, threads, delivery, self._starter.begin, patience
+        )
+        self._starter.commit = self._commit
         self._fence: Fence | None = None
         self._failures = 0
         self._retiring = False
@@ -196,6 +204,7 @@ class Link:
         identity = await cluster.expect(self.shard, writing, self._config)
         ttl = self._config.lease.ttl
         await self._notice_promotion(writing)
+        self._commit.clock_is(await leases.clock(self.shard, writing))
         began = self._commit.loop.time()
         if self._fence is not None:
             lease = self._fence.lease
@@ -245,6 +254,8 @@ class Link:
             term = await rebalance.stand(self.shard, keeping, self._name, lease, SEAT)
             self._seated, self._stand_at = term is not None, now + SEAT / 3
             self._seat(self.shard.name, term)
+        if not self._commit.leaving:
+            await self._ticker.look(self.shard, keeping)
 
     def _unseat(self) -> None:
         """Gives the seat up for now; the next session stands again, as the election waits for its time to be over."""
@@ -273,6 +284,7 @@ class Link:
         for h in held:
             rows[h.batch][h.wf] = h.attempt
         commit.receipts.replace(rows, resumed.batches)
+        commit.relay.behind()
         suspending = commit.suspending()
         unseen = [h for h in held if h.wf not in commit.runs and h.wf not in suspending]
         log.info(
@@ -285,11 +297,7 @@ class Link:
             },
         )
         if unseen and not commit.draining:
-            found = await leases.submissions(self.shard, conn, [h.wf for h in unseen])
-            claimed = [
-                Claimed(s.wf, s.id, s.name, s.input, by_wf[s.wf].attempt, True, s.queue, s.priority, 0) for s in found
-            ]
-            await self._replay(conn, claimed)
+            await self._starter.unseen(conn, unseen)
 
     def _lose(self, error: LeaseLost) -> None:
         log.warning(
@@ -299,8 +307,9 @@ class Link:
         self._commit.abandon()
         self._fence = None
 
-    def _renewed(self, until: float) -> None:
+    def _renewed(self, until: float, clock: float) -> None:
         self._commit.valid_until = until
+        self._commit.clock_is(clock)
 
     def _took(self, peer: Peer, back: int) -> None:
         log.warning(
@@ -315,33 +324,6 @@ class Link:
         )
         self._commit.claims.look_from_the_start()
         self._commit.wake()
-
-    # -- beginning what was claimed
-
-    async def _begin(self, conn: Conn, rows: Sequence[Claimed]) -> None:
-        """Begins the fresh ones at once and the others with their checkpoints."""
-        again = [row for row in rows if row.replay]
-        for row in rows if not again else [row for row in rows if not row.replay]:
-            self._start(row)
-        if again:
-            await self._replay(conn, again)
-
-    async def _replay(self, conn: Conn, rows: Sequence[Claimed]) -> None:
-        recorded = await leases.checkpoints(self.shard, conn, [row.wf for row in rows])
-        for row in rows:
-            self._start(row, recorded.get(row.wf))
-
-    def _start(self, row: Claimed, recorded: dict[int, leases.Checkpoint] | None = None) -> None:
-        workflow = self._app.workflows.get(row.name)
-        if workflow is not None:
-            run = Run(self._commit, row.wf, row.id, workflow, row.input, row.attempt, recorded, row.queue)
-            self._commit.start(run)
-            return
-        log.error(
-            "no code for this workflow here: it is offered again later; run a worker whose app has it",
-            extra={"workflow": row.id, "workflow_name": row.name, "app": self._app.name, "shard": self.shard.name},
-        )
-        self._commit.refuse(row.wf, row.attempt, UNKNOWN_DELAY, f"no worker had code for workflow {row.name!r}")
 
 
 async def _first(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""One running workflow: its code, its place among its checkpoints, and what its steps do.
+"""One running workflow: its code, its place among its checkpoints, and what it waits for.
 
 Guarantee: a step whose checkpoint is there is not run again, and the workflow goes on behind a step only after that
 step's checkpoint has committed. A run that was taken from the worker (`close`) writes nothing more.
@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import random
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..app import Step, Workflow
 from ..context import current
 from ..core.branches import Branch
-from ..core.failure import describe, from_json, to_json
-from ..errors import NonDeterminism, SerializationError, StepFailed, UsageError
+from ..core.codecs import Codecs
+from ..core.failure import describe, to_json
+from ..errors import NonDeterminism, UsageError
 from ..model import Status
-from ..storage.leases import Checkpoint
+from ..storage.leases import Checkpoint, Tries
+from .gather import Extra
+from .mailbox import Mailbox
+from .operations import Operations
+from .steps import Detached, answer, run_step, run_step_blocking
 from .tasks import branch_here
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from ..delivery import Delivery
 
-#: Seconds between looks whether a lease that was not renewed in time is held after all. Until that is known no step
-#: begins: a worker that was frozen or cut off would run what its peers have run already.
-STALE_LOOK = 0.05
-
-
-class Detached(BaseException):
-    """Ends the thread of a workflow that this worker must not go on with. Not an error of the workflow."""
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -41,40 +40,85 @@ class Sink(Protocol):
 
     loop: asyncio.AbstractEventLoop
     threads: ThreadPoolExecutor
-    valid_until: float  # the time of the loop's clock until which the lease surely lasts
+    delivery: Delivery
+    time: Callable[[], float]  # the clock by which runs wait, in seconds: the loop's
+    valid_until: float  # the time of that clock until which the lease surely lasts
+    jumps: bool  # whether that clock jumps to the next time that is waited for
 
     def checkpoint(
-        self, run: Run, seq: int, name: str, attempts: int, output: bytes | None, error: str | None
+        self,
+        run: Run,
+        seq: int,
+        name: str,
+        attempts: int,
+        output: bytes | None,
+        error: str | None,
+        extra: Extra | None = None,
     ) -> asyncio.Future[None]:
         """Writes a step's outcome; the future is done when it has committed."""
+
+    def tried(self, run: Run, seq: int, name: str, attempts: int, error: str, delay: float) -> None:
+        """Records that a step has failed and is tried again after `delay` seconds."""
 
     def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
         """Writes the workflow's end."""
 
+    def waiting(self, run: Run) -> None:
+        """The run waits for something durable: it may be suspended, if nothing else goes on in it."""
 
-class Run:
+    def ask_mail(self, run: Run) -> None:
+        """Reads what has arrived for the run."""
+
+    def server_time(self) -> float:
+        """The shard's clock, in seconds since 1970; rather a little late."""
+
+
+class Wait:
+    """Something durable that a run waits for: a time of the sink's clock, messages, ends of children; `ready` is done
+    when it may look again."""
+
+    __slots__ = ("due", "ids", "ready", "topics")
+
+    def __init__(
+        self, ready: asyncio.Future[None], due: float | None, topics: tuple[str, ...], ids: Sequence[str]
+    ) -> None:
+        self.ready = ready
+        self.due = due
+        self.topics = topics
+        self.ids = ids
+
+
+class Run(Operations):
     """A claimed workflow in this process.
 
     Arguments: `sink`, its shard's commit loop; `wf`, its narrow key; `id`; `workflow`, its definition; `input`,
     the encoded arguments; `attempt`, leases that expired under it; `checkpoints`, what is recorded of it, by sequence
-    number; `queue`, that it was claimed from.
+    number; `queue`, that it was claimed from; `tries`, its steps that have failed and are to be tried again;
+    `options`, of its submission.
     """
 
     __slots__ = (
         "_halt",
         "attempt",
         "blocking",
+        "box",
         "branch",
         "broken",
+        "busy",
         "checkpoints",
         "closed",
         "id",
         "input",
+        "operation",
+        "options",
         "queue",
         "sink",
         "task",
+        "tasks",
         "thread",
+        "tries",
         "unsettled",
+        "waits",
         "wf",
         "workflow",
     )
@@ -89,6 +133,8 @@ class Run:
         attempt: int,
         checkpoints: dict[int, Checkpoint] | None,
         queue: str = "",
+        tries: dict[int, Tries] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.sink = sink
         self.wf = wf
@@ -98,18 +144,29 @@ class Run:
         self.attempt = attempt
         self.queue = queue or workflow.queue
         self.checkpoints = checkpoints
+        self.tries = tries
+        self.options = options
         self.blocking = not workflow.is_async
         self.branch = Branch()
         self.thread: concurrent.futures.Future[Any] | None = None
         self.closed = False
         self.broken: NonDeterminism | None = None
         self.task: asyncio.Task[None] | None = None
+        self.tasks: set[asyncio.Task[Any]] | None = None
+        self.operation: asyncio.Task[Any] | None = None
         self.unsettled: asyncio.Future[None] | None = None
+        self.busy = 0
+        self.waits: set[Wait] | None = None
+        self.box: Mailbox | None = None
         self._halt: threading.Event | None = threading.Event() if self.blocking else None
 
     @property
     def name(self) -> str:
         return self.workflow.name
+
+    @property
+    def codecs(self) -> Codecs:
+        return self.workflow.codec.codecs
 
     def start(self) -> None:
         """Begins in a task of its own."""
@@ -120,8 +177,17 @@ class Run:
         self.closed = True
         if self._halt is not None:
             self._halt.set()
+        if self.operation is not None:
+            self.operation.cancel()
         if self.task is not None:
             self.task.cancel()
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """A task that the workflow's code has made."""
+        if self.tasks is None:
+            self.tasks = set()
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _main(self) -> None:
         codec = self.workflow.codec
@@ -130,7 +196,7 @@ class Run:
             current.set(self)
             branch_here.set(self.branch)
             if self.blocking:
-                value = await self._in_thread(self.workflow.function, args, kwargs)
+                value = await self.in_thread(self.workflow.function, args, kwargs)
             else:
                 value = await self.workflow.function(*args, **kwargs)
             if self.checkpoints:
@@ -145,21 +211,24 @@ class Run:
             output = codec.encode_result(value)
         except asyncio.CancelledError as error:
             if not self.closed:  # the workflow's own code raised it
-                self._fail(error)
+                self.fail(error)
         except BaseException as error:
-            self._fail(self.broken or error)
+            self.fail(self.broken or error)
         else:
-            self._finish(Status.SUCCEEDED, output, None)
+            self.finish(Status.SUCCEEDED, output, None)
 
-    def _fail(self, error: BaseException) -> None:
-        self._finish(Status.FAILED, None, to_json(describe(error)))
+    def fail(self, error: BaseException) -> None:
+        """Ends the workflow with this error."""
+        self.finish(Status.FAILED, None, to_json(describe(error)))
 
-    def _finish(self, status: Status, output: bytes | None, error: str | None) -> None:
+    def finish(self, status: Status, output: bytes | None, error: str | None) -> None:
+        """Ends the workflow; tasks that it left behind write nothing more."""
         if not self.closed:
             self.sink.finish(self, status, output, error)
-            self.closed = True  # tasks that the workflow left behind write nothing more
+            self.closed = True
 
-    async def _in_thread(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    async def in_thread(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Runs a plain function in one of the worker's threads."""
         context = copy_context()
 
         def call() -> Any:
@@ -181,17 +250,17 @@ class Run:
         """
         if not self.blocking and not _in_loop(self.sink.loop):
             raise UsageError(f"{name}() was called in a thread of an `async def` workflow: call it in the workflow")
-        seq = self._number()
-        if (self.checkpoints or self.broken) and (recorded := self._recorded(name, seq)):
+        seq = self.number()
+        if (recorded := self.recorded(name, seq)) is not None:
             return recorded.output or b"null"
         output = make()
         if self.blocking:
-            self._checkpoint_blocking(seq, name, 1, output, None)
+            self.checkpoint_blocking(seq, name, 1, output, None)
         else:
             self.unsettled = self.sink.checkpoint(self, seq, name, 1, output, None)
         return output
 
-    # -- steps of an `async def` workflow
+    # -- steps
 
     def step(
         self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -202,50 +271,13 @@ class Run:
                 f"step {step.name!r} is `async def`, but workflow {self.workflow.name!r} is a plain `def`:"
                 " make both the same"
             )
-        seq = self._number()
-        if (self.checkpoints or self.broken) and (recorded := self._recorded(step.name, seq)):
+        seq = self.number()
+        if (self.checkpoints or self.broken) and (recorded := self.recorded(step.name, seq)):
             return self._replayed(step, recorded)
-        return self._step(step, seq, args, kwargs)
-
-    def _number(self) -> int:
-        """The number of the step that is called now, see `core.branches`."""
-        return (branch_here.get() or self.branch).next()
+        return run_step(self, step, seq, args, kwargs)
 
     async def _replayed(self, step: Step[..., Any], recorded: Checkpoint) -> Any:
-        return self._answer(step, recorded)
-
-    async def _step(self, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        attempts = 0
-        if self.unsettled is not None:
-            await asyncio.wait([self.unsettled])  # which does not cancel it when this step is cancelled
-        while True:
-            while self.sink.loop.time() > self.sink.valid_until and not self.closed:  # noqa: ASYNC110  # rare
-                await asyncio.sleep(STALE_LOOK)
-            if self.closed:  # whatever the workflow's code makes of its cancellation, it runs no step here
-                raise asyncio.CancelledError
-            attempts += 1
-            inside = current.set(None)
-            failure: BaseException | None = None
-            try:
-                if step.is_async:
-                    value = await step.function(*args, **kwargs)
-                else:
-                    value = await self._in_thread(step.function, args, kwargs)
-                output, value = step.codec.roundtrip_result(value)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:  # the latter two would end the event loop
-                failure = error
-            finally:
-                current.reset(inside)
-            if failure is None:
-                await self.sink.checkpoint(self, seq, step.name, attempts, output, None)
-                return value
-            if not _again(step, attempts, failure):
-                info = describe(failure)
-                await self.sink.checkpoint(self, seq, step.name, attempts, None, to_json(info))
-                raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
-            await asyncio.sleep(step.retry.delay(attempts, random.random()))
-
-    # -- steps of a plain `def` workflow, in its own thread
+        return answer(step, recorded)
 
     def step_blocking(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """See `context.Runtime`."""
@@ -255,59 +287,18 @@ class Run:
                 f" {self.workflow.name!r}, which is `async def`: call `await {step.name}.aio(...)`"
             )
         seq = self.branch.next()
-        if (self.checkpoints or self.broken) and (recorded := self._recorded(step.name, seq)):
-            return self._answer(step, recorded)
-        attempts = 0
-        while True:
-            assert self._halt is not None
-            while self.sink.loop.time() > self.sink.valid_until and not self.closed:
-                self._halt.wait(STALE_LOOK)
-            if self.closed:
-                raise Detached
-            attempts += 1
-            inside = current.set(None)
-            failure: BaseException | None = None
-            try:
-                value = step.function(*args, **kwargs)
-                output, value = step.codec.roundtrip_result(value)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                failure = error
-            finally:
-                current.reset(inside)
-            if failure is None:
-                self._checkpoint_blocking(seq, step.name, attempts, output, None)
-                return value
-            if not _again(step, attempts, failure):
-                info = describe(failure)
-                self._checkpoint_blocking(seq, step.name, attempts, None, to_json(info))
-                raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
-            self._halt.wait(step.retry.delay(attempts, random.random()))
+        if (self.checkpoints or self.broken) and (recorded := self.recorded(step.name, seq)):
+            return answer(step, recorded)
+        return run_step_blocking(self, step, seq, args, kwargs)
 
-    def _checkpoint_blocking(
-        self, seq: int, name: str, attempts: int, output: bytes | None, error: str | None
-    ) -> None:
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    # -- what operations stand on
 
-        def post() -> None:
-            written = self.sink.checkpoint(self, seq, name, attempts, output, error)
-            written.add_done_callback(pass_on)
+    def number(self) -> int:
+        """The number of the step or operation that is called now, see `core.branches`."""
+        return (branch_here.get() or self.branch).next()
 
-        def pass_on(written: asyncio.Future[None]) -> None:
-            failed = Detached() if written.cancelled() else written.exception()
-            if failed is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failed)
-
-        try:
-            self.sink.loop.call_soon_threadsafe(post)
-        except RuntimeError:  # the loop is closed: the worker has ended
-            raise Detached from None
-        done.result()
-
-    # -- replay
-
-    def _recorded(self, name: str, seq: int) -> Checkpoint | None:
+    def recorded(self, name: str, seq: int) -> Checkpoint | None:
+        """The record of what is called now; None where there is none yet. Raises NonDeterminism."""
         if self.broken is not None:
             raise self.broken
         recorded = self.checkpoints.pop(seq, None) if self.checkpoints else None
@@ -320,12 +311,84 @@ class Run:
             raise self.broken
         return recorded
 
-    @staticmethod
-    def _answer(step: Step[..., Any], recorded: Checkpoint) -> Any:
-        if recorded.error is not None:
-            info = from_json(recorded.error)
-            raise StepFailed(step.name, info.type, info.message, info.traceback, recorded.attempts)
-        return step.codec.decode_result(recorded.output or b"null")
+    async def settled(self) -> None:
+        """Returns when the recorded values that were asked for so far have committed."""
+        if self.unsettled is not None:
+            await asyncio.wait([self.unsettled])  # which does not cancel it when the caller is cancelled
+        if self.closed:
+            raise asyncio.CancelledError
+
+    async def wait(self, due: float | None, topics: tuple[str, ...] = (), ids: Sequence[str] = ()) -> None:
+        """Waits durably: until a time of the sink's clock, a message on one of the topics, or the ends of all these
+        children. The run may be suspended meanwhile; then this never returns. May return early: look again."""
+        wait = Wait(self.sink.loop.create_future(), due, topics, ids)
+        if self.waits is None:
+            self.waits = set()
+        self.waits.add(wait)
+        if topics or ids:
+            self.box = self.box or Mailbox()
+            if not self.box.loaded:
+                self.sink.ask_mail(self)
+        self.sink.waiting(self)
+        try:
+            await wait.ready
+        finally:
+            self.waits.discard(wait)
+
+    def block_on(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """See `context.Runtime`."""
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def begin() -> None:
+            if self.closed:
+                coroutine.close()
+                done.set_exception(Detached())
+                return
+            self.operation = self.sink.loop.create_task(coroutine)
+            self.operation.add_done_callback(pass_on)
+
+        def pass_on(task: asyncio.Task[T]) -> None:
+            failed = Detached() if task.cancelled() else task.exception()
+            if failed is None:
+                done.set_result(task.result())
+            else:
+                done.set_exception(failed)
+
+        self.post(begin)
+        return done.result()
+
+    def checkpoint_blocking(
+        self, seq: int, name: str, attempts: int, output: bytes | None, error: str | None
+    ) -> None:
+        """Writes a step's outcome from the workflow's thread and waits until it has committed."""
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        extra = Extra(tried=True) if self.tries and seq in self.tries else None
+
+        def write() -> None:
+            written = self.sink.checkpoint(self, seq, name, attempts, output, error, extra)
+            written.add_done_callback(pass_on)
+
+        def pass_on(written: asyncio.Future[None]) -> None:
+            failed = Detached() if written.cancelled() else written.exception()
+            if failed is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failed)
+
+        self.post(write)
+        done.result()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Has the worker's loop call it. Raises Detached where the worker has ended."""
+        try:
+            self.sink.loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop is closed
+            raise Detached from None
+
+    def halt(self, seconds: float) -> None:
+        """Keeps the workflow's thread waiting, until the run is closed at the latest."""
+        assert self._halt is not None
+        self._halt.wait(seconds)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -333,7 +396,3 @@ def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
-
-
-def _again(step: Step[..., Any], attempts: int, failure: BaseException) -> bool:
-    return not isinstance(failure, SerializationError) and step.retry.may_retry(attempts, failure)

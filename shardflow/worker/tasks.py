@@ -31,14 +31,21 @@ class _Factory:
         context: Context | None = None,
         **more: Any,
     ) -> asyncio.Future[Any]:
-        if current.get() is not None and (parent := branch_here.get()) is not None:
+        run = current.get()
+        if run is not None and (parent := branch_here.get()) is not None:
             context = copy_context() if context is None else context
             context.run(branch_here.set, parent.child())
+            told = run.adopt
+        else:
+            told = None
         if self._former is None:
-            return asyncio.Task(coro, loop=loop, context=context, **more)
-        if context is not None:
-            more["context"] = context
-        made: asyncio.Future[Any] = self._former(loop, coro, **more)
+            made: asyncio.Future[Any] = asyncio.Task(coro, loop=loop, context=context, **more)
+        else:
+            if context is not None:
+                more["context"] = context
+            made = self._former(loop, coro, **more)
+        if told is not None:
+            told(made)
         return made
 
 

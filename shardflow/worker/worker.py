@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ..app import App
 from ..core.routing import check_name
 from ..core.suggest import did_you_mean
+from ..delivery import Delivery
 from ..errors import InvalidInput, UsageError
 from ..model import RELEASE, ClusterConfig, ShardConfig
 from ..rebalancer import Rebalancer
@@ -31,6 +32,7 @@ from .places import Places
 from .registrar import Registrar
 from .scout import Scout
 from .tasks import number_tasks
+from .ticker import Ticker
 
 log = logging.getLogger("shardflow.worker")
 
@@ -99,6 +101,7 @@ class Worker:
         self.queues = [check_name("queue", q) for q in dict.fromkeys(queues or app.queues)]
         self._config = config
         self._app = app
+        app.codecs.limits = config.payload
         self._pinned = shards is not None and len(shards) > 0
         self._shards = {s.name: Shard(s) for s in config.shards if self._may_serve(s, shards)}
         self._max_leases = max_leases
@@ -129,6 +132,8 @@ class Worker:
             first = random.sample(first, FIRST_LOOK)
         cluster.heard(await cluster.survey(self._config, first))
         number_tasks(asyncio.get_running_loop())
+        self._delivery = Delivery(self._config, self._app.codecs)
+        self._ticker = Ticker(self._config, self._app, self._delivery.router, self._delivery.sender)
         self._rebalancer = Rebalancer(self._config, self.name)
         self._scout = Scout(self._config, self.queues, self._unserved, self._adopt)
         everywhere = [Shard(s) for s in self._config.shards]
@@ -200,6 +205,8 @@ class Worker:
         await self._end_chores()
         if self._chores:
             await self._registrar.leave()
+            await self._ticker.close()
+            await self._delivery.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._ended.set()
         log.info("worker stopped", extra={"worker": self.name})
@@ -212,6 +219,9 @@ class Worker:
         await end(self._serving.values())
         for link in links:
             link.forsake()
+        if self._chores:
+            await self._ticker.close(0.0)
+            await self._delivery.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._ended.set()
 
@@ -233,7 +243,18 @@ class Worker:
     def _open(self, name: str) -> None:
         shard = self._shards[name]
         seat = self._rebalancer.seat
-        link = Link(shard, self._config, self._app, self.name, self.queues, self._places, self._threads, seat)
+        link = Link(
+            shard,
+            self._config,
+            self._app,
+            self.name,
+            self.queues,
+            self._places,
+            self._threads,
+            self._delivery,
+            self._ticker,
+            seat,
+        )
         task = asyncio.create_task(link.serve(), name=f"shardflow {name}")
         self._links[name], self._serving[name] = link, task
         task.add_done_callback(lambda task: self._closed(name, task))

@@ -39,7 +39,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 
 def ask(dsn: str, query: str) -> Any:
     """The first value of the first row, in a transaction of its own; None where there is no row."""
-    with psycopg.connect(dsn, autocommit=True, connect_timeout=5) as conn:
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=20) as conn:
         cursor = conn.execute(query)
         row = cursor.fetchone() if cursor.description else None
         return row[0] if row else None

@@ -119,7 +119,7 @@ class Sweep:
         known, done, guard = threading.Event(), threading.Event(), threading.Lock()
 
         def act(link: Link) -> None:
-            assert known.wait(10)
+            assert known.wait(60)
             with guard:  # once it is buried, its descriptor may be another process's
                 for worker in doomed:
                     worker.send(signal.SIGKILL)
@@ -131,7 +131,7 @@ class Sweep:
         known.set()
         until(lambda: trap.fired.is_set() or self.ended(prefix) == COUNT, f"{prefix}: {point}")
         hit = trap.fired.is_set()
-        assert not hit or done.wait(10)
+        assert not hit or done.wait(60)
         left = COUNT - self.ended(prefix) if hit else 0
         with guard:
             worker = doomed.pop()

@@ -78,7 +78,7 @@ class Stage:
         with suppress(psycopg.OperationalError):
             if shard not in self._conns:
                 self._conns[shard] = psycopg.connect(
-                    self.config.shards[shard].dsn, autocommit=True, connect_timeout=5
+                    self.config.shards[shard].dsn, autocommit=True, connect_timeout=20
                 )
             row = self._conns[shard].execute(query, parameters).fetchone()
             assert row is not None

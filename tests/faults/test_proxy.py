@@ -21,7 +21,7 @@ from faults.proxy_wire import Frames, application
 
 from shardflow.embedded import Servers
 
-UNTIL = 20.0
+UNTIL = 60.0
 COMMAND_OK = psycopg.pq.ExecStatus.COMMAND_OK
 
 
@@ -114,15 +114,15 @@ def test_delay_makes_each_message_late(proxy: Proxy, through: Connect) -> None:
 def test_no_message_waits_for_the_delay_of_the_one_before() -> None:
     query = b"Q" + struct.pack("!I", 5) + b"\0"
     with socket.create_server(("127.0.0.1", 0)) as door, Proxy(door.getsockname()[1]) as proxy:
-        proxy.set(Way.UP, delay=0.3)
+        proxy.set(Way.UP, delay=1.5)
         with socket.create_connection(("127.0.0.1", proxy.port)) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             began = time.monotonic()
             client.sendall(_startup("raw"))
-            for number in range(1, 101):  # each comes by itself
+            for number in range(1, 51):  # each comes by itself
                 client.sendall(query)
                 until(lambda number=number: proxy.held() == number + 1, "it has come")
-                if time.monotonic() > began + 0.25:
+                if time.monotonic() > began + 0.7:
                     break
             server, _ = door.accept()
             with server:
@@ -130,7 +130,7 @@ def test_no_message_waits_for_the_delay_of_the_one_before() -> None:
                 while left:
                     left -= len(server.recv(left))
             assert number > 3
-            assert 0.3 <= time.monotonic() - began < 0.3 * number
+            assert 1.5 <= time.monotonic() - began < 1.5 * number
 
 
 def _seconds(conn: psycopg.Connection[Any]) -> float:
@@ -361,17 +361,16 @@ def test_a_server_that_is_away_closes_the_door(servers: Servers) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with Proxy(port) as proxy, pytest.raises(psycopg.OperationalError):
-        psycopg.connect(proxy.dsn(servers[0].dsn), connect_timeout=5)
+        psycopg.connect(proxy.dsn(servers[0].dsn), connect_timeout=20)
 
 
 def test_leaving_the_proxy_ends_its_thread_and_its_connections(
     servers: Servers, direct: psycopg.Connection[Any]
 ) -> None:
-    before = threading.active_count()
     with Proxy(servers[0].port) as proxy:
         conn = psycopg.connect(proxy.dsn(servers[0].dsn), application_name="left")
         proxy.set(Way.UP, Flow.HOLD)
-    assert threading.active_count() == before
+    assert "proxy" not in [thread.name for thread in threading.enumerate()]
     with pytest.raises(psycopg.OperationalError):
         conn.execute("SELECT 1")
     until(lambda: not _idle(direct, "left"), "the server knows")

@@ -111,7 +111,7 @@ async def test_with_an_asynchronous_standby_the_loss_is_what_was_not_replicated_
         witness = load.witness
         await load.acknowledged(COUNT // 3)
         await load.pause()
-        await until(lambda: in_step(primary), 30)
+        await until(lambda: in_step(primary))
         kept = list(witness.acknowledged)
         stall_replication(primary)
         stalled = len(witness.lines)
@@ -185,16 +185,16 @@ async def test_who_submits_and_who_only_waits_leave_a_primary_that_became_read_o
     primary, standby = pair
     async with AsyncClient(failing_over) as client, AsyncClient(failing_over) as reader:
         await client.submit("work", 1, id="one")
-        waiting = asyncio.create_task((await reader.get("one")).result(30))
+        waiting = asyncio.create_task((await reader.get("one")).result(100))
         await until(lambda: reader.waiter("s0")._awaited)
-        await until(lambda: in_step(primary), 30)
+        await until(lambda: in_step(primary))
         await asyncio.to_thread(read_only, primary, True)
         await asyncio.to_thread(promote, standby)
         second = await client.submit("work", 2, id="two")
         assert present(replace(failing_over, shards=(ShardConfig("s0", standby.dsn),))) == {"one", "two"}
         async with running(failing_over, doubling):
             assert await waiting == 2
-            assert await second.result(20) == 4
+            assert await second.result(30) == 4
 
 
 async def test_a_session_that_only_reads_is_not_used_again(shard_config: ClusterConfig) -> None:
@@ -218,11 +218,11 @@ async def test_a_key_that_stands_for_another_workflow_gives_nobody_a_wrong_resul
     monkeypatch.setattr(waiter, "CHECK_EVERY", 2.0)
     async with AsyncClient(shard_config) as client:
         lost = await client.submit("work", 1, id="lost")
-        waiting = asyncio.create_task(lost.result(30))
+        waiting = asyncio.create_task(lost.result(100))
         await until(lambda: client.waiter("s0")._awaited)
         rows(shard_config, "UPDATE workflow SET id = 'next' WHERE id = 'lost'")
         async with running(shard_config, doubling):
-            assert await (await client.get("next")).result(10) == 2
+            assert await (await client.get("next")).result(30) == 2
             for answer in (waiting, lost.result(timeout=0)):
                 with pytest.raises(WorkflowNotFound, match="'lost' is not there") as error:
                     await answer
@@ -235,7 +235,7 @@ async def test_who_waits_for_a_lost_workflow_gets_the_result_of_its_second_submi
     monkeypatch.setattr(waiter, "CHECK_EVERY", 0.5)
     async with AsyncClient(shard_config) as client, AsyncClient(shard_config) as other:
         first = await client.submit("work", 1, id="one")
-        waiting = asyncio.create_task(first.result(30))
+        waiting = asyncio.create_task(first.result(100))
         await until(lambda: client.waiter("s0")._awaited)
         with connect(shard_config) as conn, conn.transaction():
             conn.execute("UPDATE workflow SET wf = wf + 1000")

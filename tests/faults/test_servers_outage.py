@@ -39,7 +39,7 @@ async def goes_on(load: Load, config: ClusterConfig, shard: int, prefix: str) ->
     """That shard takes work and ends it now."""
     ids = ids_on(config, shard, 50, prefix)
     await load.submit(ids)
-    await load.all_end(ids, seconds=30)
+    await load.all_end(ids, seconds=60)
 
 
 async def drawn(load: Load) -> set[str]:
@@ -79,7 +79,7 @@ async def test_a_server_that_only_reads_for_a_while_loses_and_repeats_nothing(se
         await load.fault("read-only")
         await goes_on(load, config, 1, "during-")
         await until(
-            lambda: any("takes no writes now" in refusal for refusal in load.refusals), 30, "the fault is felt"
+            lambda: any("takes no writes now" in refusal for refusal in load.refusals), what="the fault is felt"
         )
         assert await drawn(load) == {"s1"}
         await asyncio.to_thread(read_only, servers[0], False)

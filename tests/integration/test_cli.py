@@ -234,13 +234,13 @@ async def test_submit_result_and_show(cluster_config: ClusterConfig, write: Writ
         assert conflict.code == 1
         assert "was submitted before with another input" in conflict.err
 
-        done = await cli("workflow", "result", "a", "--timeout", "10")
+        done = await cli("workflow", "result", "a", "--timeout", "30")
         assert (done.code, json.loads(done.out)) == (0, {"ü": -42})
         told = (await cli("workflow", "result", "a", "--json")).data
         assert told == {"id": "a", "status": "succeeded", "result": {"ü": -42}}
 
         assert (await cli("workflow", "submit", "broken", "1", "--id", "b")).code == 0
-        failed = await cli("workflow", "result", "b", "--timeout", "10")
+        failed = await cli("workflow", "result", "b", "--timeout", "30")
         assert (failed.code, failed.out) == (3, "")
         assert failed.err.startswith("Error: workflow 'b' failed: ValueError: no 1\\x1b[31m\nTraceback")
         failed = await cli("workflow", "result", "b", "--json")

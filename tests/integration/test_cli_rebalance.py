@@ -329,7 +329,7 @@ async def test_options_of_a_worker_reach_the_registry(config: ClusterConfig, tmp
             assert row["queues"] == ["default", "mail"]
         await until(lambda: sorted(len(group) for group in groups(config).values()) == [1, 1])
         made.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(made.wait(), 20) == 0
+        assert await asyncio.wait_for(made.wait(), 60) == 0
         assert registered(config) == {}
         assert groups(config) == {"s0": [], "s1": []}
     finally:
@@ -355,7 +355,7 @@ async def test_a_worker_that_cannot_work_so_is_wrong_usage(
     command = (os.sys.executable, "-m", "shardflow.cli", "worker", "run", *words, "shop:app")
     made = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stderr=asyncio.subprocess.PIPE)
     try:
-        _, err = await asyncio.wait_for(made.communicate(), 20)
+        _, err = await asyncio.wait_for(made.communicate(), 60)
     finally:
         if made.returncode is None:
             made.kill()

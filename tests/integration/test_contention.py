@@ -12,15 +12,17 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from support.look import assert_all_done, assert_i1, connect, one, rows, terminate, until
 from support.raw import by_hand
 from support.work import Gate, running
 
-import shardflow.client.sender
+import shardflow.delivery.sender
 import shardflow.storage.leases
 import shardflow.storage.submissions
+import shardflow.worker.claims
 import shardflow.worker.keeper
 from shardflow import (
     App,
@@ -79,6 +81,13 @@ def held(gate: Gate) -> App:
     return app
 
 
+def unlimited(config: ClusterConfig) -> ClusterConfig:
+    """The same cluster of one shard, where the server ends no wait by itself: who waits for a lock is seen to."""
+    (shard,) = config.shards
+    limits = "-c idle_in_transaction_session_timeout=0 -c lock_timeout=0 -c statement_timeout=0"
+    return replace(config, shards=(replace(shard, dsn=f"{shard.dsn}?options={quote(limits)}"),))
+
+
 @contextmanager
 def trigger(config: ClusterConfig, table: str, body: str, each: str = "STATEMENT") -> Iterator[None]:
     """Runs `body` before every insert into the table."""
@@ -98,8 +107,9 @@ def trigger(config: ClusterConfig, table: str, body: str, each: str = "STATEMENT
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 async def test_few_places_and_many_queues_with_work_in_one_of_them(
-    shard_config: ClusterConfig, concurrency: int
+    shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch, concurrency: int
 ) -> None:
+    monkeypatch.setattr(shardflow.worker.claims, "IDLE_LOOK", 120.0)  # nothing is found by looking now and then
     app = App()
 
     async def work(x: int) -> int:
@@ -109,10 +119,8 @@ async def test_few_places_and_many_queues_with_work_in_one_of_them(
         app.workflow(name=f"work{n}", queue=f"q{n}")(work)
     async with AsyncClient(shard_config) as client, running(shard_config, app, concurrency=concurrency):
         for busy in ("work3", "work7", "work0"):
-            began = time.monotonic()
             handles = await client.submit_many(app.workflows[busy].call(n) for n in range(10))
-            assert [await h.result(10) for h in handles] == list(range(10))
-            assert time.monotonic() - began < 2
+            assert [await h.result(30) for h in handles] == list(range(10))
 
 
 @pytest.mark.parametrize("ticks", [0, 1, 2, 3])
@@ -133,7 +141,7 @@ async def test_a_worker_that_is_woken_in_the_tick_of_its_end_ends(
         for _ in range(ticks):
             await asyncio.sleep(0)
         ending = asyncio.ensure_future(worker.leave() if end == "leave" else worker.stop(grace=0))
-        await asyncio.wait([ending], timeout=3)
+        await asyncio.wait([ending], timeout=30)
         assert ending.done(), "the worker hangs"
         await ending
         if end == "stop":
@@ -161,10 +169,10 @@ async def test_to_give_up_waiting_for_a_worker_leaves_it_serving(shard_config: C
         waiting = asyncio.ensure_future(worker.wait())
         await asyncio.sleep(0)
         waiting.cancel()
-        assert await (await client.submit("work", 1)).result(5) == 1
+        assert await (await client.submit("work", 1)).result(30) == 1
         waiting = asyncio.ensure_future(worker.wait())
         await worker.stop(grace=1)
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
 
 
 # -- leases
@@ -174,12 +182,12 @@ async def test_a_peers_stuck_transaction_costs_nobody_else_a_lease_and_is_cut_of
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A frozen worker has sent half of a batch: its transaction is open and holds its lease's row."""
-    monkeypatch.setattr(shardflow.worker.keeper, "LATE", 1.2)
-    config = make_cluster(shards=1, lease=LeaseConfig(ttl=0.8, renew=0.1, watch=0.05))
-    config = replace(config, rebalance=RebalanceConfig(min_group=3))
+    monkeypatch.setattr(shardflow.worker.keeper, "LATE", 1000.0)  # until all that goes on beside it has been seen
+    config = make_cluster(shards=1, lease=LeaseConfig(ttl=200, renew=0.1, watch=0.05))
+    config = replace(unlimited(config), rebalance=RebalanceConfig(min_group=3))
     app = simple()
     theirs = "SELECT lease, worker, epoch FROM lease WHERE worker <> 'stuck' ORDER BY lease"
-    expired = "SELECT count(*) FROM lease WHERE worker <> 'stuck' AND expires_at < clock_timestamp()"
+    renewals = "SELECT lease, expires_at FROM lease WHERE worker <> 'stuck' ORDER BY lease"
     stuck = "SELECT expires_at < clock_timestamp() FROM lease WHERE worker = 'stuck'"
     async with AsyncClient(config) as client, by_hand(config) as hand:
         holder = await hand.holder("stuck", ttl=0.3)
@@ -193,14 +201,15 @@ async def test_a_peers_stuck_transaction_costs_nobody_else_a_lease_and_is_cut_of
         async with running(config, app, name="w1"), running(config, app, name="w2"), running(config, app, name="w3"):
             before = rows(config, theirs)
             await until(lambda: rows(config, stuck) == [(True,)])
-            served, began = 0, time.monotonic()
-            while rows(config, stuck):
-                assert time.monotonic() - began < 6, "not cut off: the server's own limit for idle ones is 10 s"
-                assert one(config, expired) == 0, "a healthy worker's lease was not renewed in time"
-                assert await (await client.submit("work", served)).result(5) == served
-                served += 1
-            assert served >= 3
-            assert await caught.result(5) == 1
+            for n in range(3):
+                # Nobody's renewal waits for the stuck row, and work is served.
+                last = dict(rows(config, renewals))
+                await until(lambda last=last: all(at > last[lease] for lease, at in rows(config, renewals)), 30)
+                assert await (await client.submit("work", n)).result(30) == n
+            assert rows(config, stuck) == [(True,)], "cut off before its time"
+            monkeypatch.setattr(shardflow.worker.keeper, "LATE", 0.5)
+            await until(lambda: not rows(config, stuck), what="it is cut off")
+            assert await caught.result(30) == 1
             assert rows(config, theirs) == before
     assert "cut off a connection that kept a dead worker's lease from being ended" in caplog.text
 
@@ -209,7 +218,7 @@ async def test_a_lease_is_resumed_at_once_while_its_old_session_seems_to_live(
     make_cluster: MakeCluster,
 ) -> None:
     """The server has not noticed that the keeper's connection is gone: its lock is there still."""
-    config = make_cluster(shards=1, lease=LeaseConfig(ttl=30, renew=1, watch=0.2))
+    config = unlimited(make_cluster(shards=1, lease=LeaseConfig(ttl=600, renew=1, watch=0.2)))
     gate = Gate()
     async with (
         by_hand(config) as hand,
@@ -226,12 +235,10 @@ async def test_a_lease_is_resumed_at_once_while_its_old_session_seems_to_live(
         await asyncio.sleep(0)
         assert terminate(config, "keeper first") == 1
         await locking
-        began = time.monotonic()
-        await until(lambda: one(config, "SELECT epoch FROM lease WHERE lease = %s", lease) == 2)
-        assert await (await client.submit("work", 1)).result(5) == 1
-        assert time.monotonic() - began < 3
+        await until(lambda: one(config, "SELECT epoch FROM lease WHERE lease = %s", lease) == 2, 30)
+        assert await (await client.submit("work", 1)).result(30) == 1
         gate.open()
-        assert await handle.result(5) == "held"
+        assert await handle.result(30) == "held"
         assert gate.arrived == 1
 
 
@@ -239,7 +246,7 @@ async def test_a_worker_behind_a_pooler_keeps_its_lease_beside_a_direct_one(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds no session lock that could tell of its life: only its lease's time counts."""
-    config = make_cluster(shards=1, lease=LeaseConfig(ttl=1.0, renew=0.2, watch=0.05))
+    config = make_cluster(shards=1, lease=LeaseConfig(ttl=4.0, renew=0.2, watch=0.05))
     pooled = replace(config, shards=(replace(config.shards[0], pooler=True),))
     gate = Gate()
     looks = 0
@@ -260,10 +267,10 @@ async def test_a_worker_behind_a_pooler_keeps_its_lease_beside_a_direct_one(
             leases = "SELECT lease, epoch FROM lease WHERE worker = 'pooled'"
             assert rows(config, leases) == before
             gate.open()
-            assert await handle.result(5) == "held"
+            assert await handle.result(30) == "held"
             # Once it does not renew any more, its time runs out.
             await behind.leave()
-            await until(lambda: not rows(config, leases), seconds=4)
+            await until(lambda: not rows(config, leases))
             assert direct.running == 0
 
 
@@ -289,9 +296,9 @@ async def test_an_error_that_nobody_foresaw_does_not_end_the_service_of_a_shard(
         monkeypatch.setattr(shardflow.storage.leases, "renew", renew)
         await until(lambda: raised)
         await until(lambda: rows(config, "SELECT lease, epoch FROM lease") == [(lease, 2)], what="resumed")
-        assert await (await client.submit("work", 1)).result(5) == 1
+        assert await (await client.submit("work", 1)).result(30) == 1
         gate.open()
-        assert await handle.result(5) == "held"
+        assert await handle.result(30) == "held"
     assert "unexpected error; trying again" in caplog.text
     assert "RuntimeError: a defect" in caplog.text
     assert gate.arrived == 1
@@ -318,9 +325,9 @@ async def test_a_claim_that_is_always_refused_is_logged_and_tried_seldom(
             assert 1 <= one(shard_config, tries) <= 8
             # What runs is written nevertheless.
             gate.open()
-            assert await handle.result(5) == "held"
+            assert await handle.result(30) == "held"
             assert "a claim was refused" in [r.message for r in caplog.records if r.levelno == logging.ERROR]
-        assert [await h.result(5) for h in waiting] == [0, 1, 2]
+        assert [await h.result(30) for h in waiting] == [0, 1, 2]
     assert_all_done(shard_config, workflows=4, steps=1)
 
 
@@ -331,8 +338,8 @@ async def test_a_claim_that_is_always_refused_is_logged_and_tried_seldom(
 async def test_submits_that_wait_for_a_connection_are_not_failures_of_the_only_shard(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, connections: int
 ) -> None:
-    monkeypatch.setattr(shardflow.client.sender, "REDRAW_AFTER", 0.1)
-    config = make_cluster(shards=1, pool=PoolConfig(max_size=connections, timeout=8))
+    monkeypatch.setattr(shardflow.delivery.sender, "REDRAW_AFTER", 0.1)
+    config = make_cluster(shards=1, pool=PoolConfig(max_size=connections, timeout=30))
     async with AsyncClient(config) as client:
         await client.submit("work", -1)
         with trigger(config, "workflow", "PERFORM pg_sleep(0.03);"):
@@ -345,7 +352,7 @@ async def test_submits_that_wait_for_a_connection_are_not_failures_of_the_only_s
 
 async def test_submits_wait_for_the_only_shard_while_it_is_restarted() -> None:
     with Servers(1, settings={"shared_buffers": "16MB"}) as (server,):
-        pool = PoolConfig(timeout=15, connect_timeout=2)
+        pool = PoolConfig(timeout=60, connect_timeout=2)
         config = ClusterConfig("test", (ShardConfig("s0", server.dsn),), 16, pool=pool)
         await cluster.init(config)
         async with AsyncClient(config) as client:
@@ -375,7 +382,7 @@ async def test_a_pool_works_with_more_open_files_than_select_can_watch(shard_con
         app = simple()
         async with AsyncClient(shard_config) as client, running(shard_config, app):
             for n in range(3):  # from the second on the connection was used before
-                assert await (await client.submit("work", n)).result(5) == n
+                assert await (await client.submit("work", n)).result(30) == n
     finally:
         for descriptor in taken:
             os.close(descriptor)
@@ -387,7 +394,7 @@ async def test_a_submit_whose_repetitions_cannot_be_read_is_in_doubt(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     """The new ones are committed; what lies under the other ids could not be asked for."""
-    config = make_cluster(shards=1, pool=PoolConfig(timeout=0.3, connect_timeout=1))
+    config = make_cluster(shards=1, pool=PoolConfig(timeout=2, connect_timeout=5))
     work = simple().workflows["work"]
 
     async def lost(*_: Any) -> Any:
@@ -421,17 +428,17 @@ async def test_asking_for_a_result_without_any_patience(shard_config: ClusterCon
             await client.submit(name, *a) for name, a in (("holds", ()), ("work", (7,)), ("bad", ()))
         ]
         await until(lambda: gate.arrived == 1)
-        assert await ends.result(5) == 7
+        assert await ends.result(30) == 7
         for _ in range(3):
             assert await ends.result(timeout=0) == 7
             with pytest.raises(ResultTimeout, match="it goes on"):
                 await runs.result(timeout=0)
         with pytest.raises(WorkflowFailed):
-            await fails.result(5)
+            await fails.result(30)
         with pytest.raises(WorkflowFailed, match="no"):
             await fails.result(timeout=0)
         gate.open()
-        assert await runs.result(5) == "held"
+        assert await runs.result(30) == "held"
         assert await runs.result(timeout=0) == "held"
 
 
@@ -460,7 +467,7 @@ async def test_a_closed_client_says_so(shard_config: ClusterConfig, used: bool) 
     ]
     for call in calls:
         with pytest.raises(UsageError, match="the client is closed"):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 await call()
     await client.close()
     assert one(shard_config, "SELECT count(*) FROM workflow") == 1
@@ -498,9 +505,9 @@ async def test_closing_the_synchronous_client_ends_the_calls_of_other_threads(sh
             ]
         )
         await until(lambda: one(shard_config, waiting) == 2)
-        await asyncio.wait_for(asyncio.to_thread(client.close), 5)
+        await asyncio.wait_for(asyncio.to_thread(client.close), 30)
         for thread in threads:
-            await asyncio.to_thread(thread.join, 5)
+            await asyncio.to_thread(thread.join, 30)
         assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
     assert [type(a) for a in answers] == [UsageError] * 4, answers
     await until(lambda: one(shard_config, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LOCK%%'") <= 1)
@@ -527,9 +534,9 @@ async def test_no_call_is_lost_between_the_closing_and_the_end_of_the_synchronou
         await asyncio.to_thread(client.submit, "work", 1, id="it")
         threads, answers = in_threads([lambda client=client: hammer(client)] * 4)  # type: ignore[misc]
         await asyncio.sleep(0.001 * n)
-        await asyncio.wait_for(asyncio.to_thread(client.close), 5)
+        await asyncio.wait_for(asyncio.to_thread(client.close), 30)
         for thread in threads:
-            await asyncio.to_thread(thread.join, 3)
+            await asyncio.to_thread(thread.join, 30)
         assert not any(thread.is_alive() for thread in threads), f"round {n}: a thread waits for ever"
         assert answers == ["told"] * 4
 
@@ -537,7 +544,7 @@ async def test_no_call_is_lost_between_the_closing_and_the_end_of_the_synchronou
 async def test_a_worker_object_that_left_can_be_stopped(shard_config: ClusterConfig) -> None:
     worker = Worker(shard_config, simple())
     await worker.start()
-    await asyncio.wait_for(worker.connected(), 5)
+    await asyncio.wait_for(worker.connected(), 60)
     await worker.leave()
-    await asyncio.wait_for(worker.stop(grace=1), 5)
+    await asyncio.wait_for(worker.stop(grace=1), 30)
     assert one(shard_config, "SELECT count(*) FROM lease") == 0

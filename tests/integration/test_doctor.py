@@ -607,7 +607,7 @@ async def test_a_lock_that_is_waited_for(
         blocked = "overdue" in answer.bad and "lock timeout" in answer.bad["overdue"]["found"]
         assert blocked, "what cannot be read for the lock is told, and the rest is examined"
         mend(shard, answer.bad["locks"])
-        await asyncio.to_thread(thread.join, 10)
+        await asyncio.to_thread(thread.join, 30)
         assert not thread.is_alive()
         waiter.rollback()
     await until(lambda: "locks" not in doctor(shard).bad)
@@ -631,7 +631,7 @@ async def test_commits_that_wait_for_a_standby(
         answer: Answer = await until(lambda: "commits" in (found := doctor(shard)).bad and found)
         assert answer.bad["commits"]["found"].startswith("1 commit waiting for a synchronous standby")
         mend(shard, answer.bad["commits"])
-        await asyncio.to_thread(thread.join, 10)
+        await asyncio.to_thread(thread.join, 30)
         assert not thread.is_alive()
     assert "commits" not in doctor(shard).bad
 

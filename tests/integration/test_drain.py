@@ -63,8 +63,8 @@ async def test_a_drained_worker_hands_back_at_a_checkpoint_and_no_step_runs_twic
         async with running(shard_config, chain.app) as first:
             await until(lambda: all(chain.ran[f"c{n}", 3] for n in range(5)))
             began = time.monotonic()
-            await first.stop(grace=10)
-            assert time.monotonic() - began < 3, "it waited for more than the steps under way"
+            await first.stop(grace=60)
+            assert time.monotonic() - began < 30, "it waited for more than the steps under way"
         assert one(shard_config, "SELECT count(*) FROM lease") == 0
         assert leftovers(shard_config) == [(f"c{n}", 0, True) for n in range(5)]
         assert_i1(shard_config)
@@ -72,7 +72,7 @@ async def test_a_drained_worker_hands_back_at_a_checkpoint_and_no_step_runs_twic
         assert one(shard_config, "SELECT count(*) FROM step") == sum(chain.ran.values()) < 5 * Chain.LENGTH
         async with running(shard_config, chain.app):
             expected = sum(range(Chain.LENGTH))
-            assert [await h.result(20) for h in handles] == [expected] * 5
+            assert [await h.result(30) for h in handles] == [expected] * 5
     assert set(chain.ran.values()) == {1}
     assert_all_done(shard_config, workflows=5, steps=5 * Chain.LENGTH)
 
@@ -112,7 +112,7 @@ async def test_a_step_that_outlasts_the_grace_is_cancelled_and_its_workflow_hand
         async with running(shard_config, app):
             await until(lambda: gate.arrived == 2)
             gate.open()
-            assert await handle.result(10) == "early"
+            assert await handle.result(30) == "early"
 
 
 async def test_a_thread_that_outlasts_the_grace_writes_nothing_when_it_ends(shard_config: ClusterConfig) -> None:
@@ -123,7 +123,7 @@ async def test_a_thread_that_outlasts_the_grace_writes_nothing_when_it_ends(shar
     def stuck() -> str:
         entered["stuck"] += 1
         if entered["stuck"] == 1:
-            let_go.wait(20)
+            let_go.wait(100)
             return "from the stopped worker"
         return "from the next worker"
 
@@ -147,10 +147,10 @@ async def test_a_thread_that_outlasts_the_grace_writes_nothing_when_it_ends(shar
             await first.stop(grace=0.1)
             assert one(shard_config, "SELECT count(*) FROM ready") == 1
         async with running(shard_config, app):
-            assert await handle.result(10) == "from the next worker"
+            assert await handle.result(30) == "from the next worker"
             ended.clear()
             let_go.set()
-            assert await asyncio.to_thread(ended.wait, 10)
+            assert await asyncio.to_thread(ended.wait, 60)
     assert entered == {"stuck": 2, "after": 1}
     assert rows(shard_config, "SELECT seq, output FROM step ORDER BY seq") == [
         (0, b'"from the next worker"'),
@@ -169,12 +169,12 @@ async def test_a_workflow_that_ends_while_draining_is_done(shard_config: Cluster
     async with AsyncClient(shard_config) as client, running(shard_config, app) as worker:
         handle = await client.submit(work)
         await until(lambda: gate.arrived)
-        stopping = asyncio.ensure_future(worker.stop(grace=10))
+        stopping = asyncio.ensure_future(worker.stop(grace=60))
         later = await client.submit(work)
         await asyncio.sleep(0)
         gate.open()
         await stopping
-        assert await handle.result(5) == "done"
+        assert await handle.result(30) == "done"
         assert await later.status() is Status.READY
         assert gate.arrived == 1, "a draining worker claimed"
 
@@ -204,7 +204,7 @@ async def test_a_connection_lost_while_draining_starts_nothing_anew(shard_config
         await client.submit(ticks, "a")
         held = await client.submit(holds)
         await until(lambda: gate.arrived and ran["a"] > 2)
-        stopping = asyncio.ensure_future(worker.stop(grace=20))
+        stopping = asyncio.ensure_future(worker.stop(grace=60))
         await until(lambda: worker.running == 1, what="the ticking one stopped at its checkpoint")
         before = ran["a"]
         epoch = one(shard_config, "SELECT epoch FROM lease")
@@ -237,7 +237,7 @@ async def test_leaving_at_once_is_like_a_crash(shard_config: ClusterConfig) -> N
             await until(lambda: gate.arrived == 2)
             assert (await handle.info()).attempt == 1
             gate.open()
-            assert await handle.result(10) == "done"
+            assert await handle.result(30) == "done"
 
 
 async def test_a_worker_that_never_started_stops(shard_config: ClusterConfig) -> None:

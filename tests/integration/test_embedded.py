@@ -40,7 +40,7 @@ signal.pause()
 """
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Poll `condition` until it holds; False when it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -51,13 +51,13 @@ def until(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
 
 
 def one(dsn: str, query: str) -> object:
-    with psycopg.connect(dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(dsn, connect_timeout=20, autocommit=True) as connection:
         row = connection.execute(query).fetchone()
     return row[0] if row else None
 
 
 def run(dsn: str, *statements: str) -> None:
-    with psycopg.connect(dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(dsn, connect_timeout=20, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement)
 
@@ -186,7 +186,7 @@ def test_start_waits_for_its_port_instead_of_taking_another(pair: Servers) -> No
         starting = pool.submit(server.start)
         assert until(lambda: "Address already in use" in server.log.read_text())
         squatter.close()
-        starting.result(timeout=30)
+        starting.result(timeout=60)
     assert one(server.dsn, "SELECT 1") == 1
 
 

@@ -66,7 +66,7 @@ async def test_gathered_branches_get_their_own_values_back_whatever_their_pace(
         if event:
             await until(lambda: gate.arrived == 2)
         gate.open()
-        assert await handle.result(10) == [["a1", "a2"], ["b1", "b2"]]
+        assert await handle.result(30) == [["a1", "a2"], ["b1", "b2"]]
     assert ran == {"a1": 1, "a2": 2 if event else 1, "b1": 1, "b2": 1}
     assert_all_done(shard_config, workflows=1, steps=4)
 
@@ -106,7 +106,7 @@ async def test_branches_of_branches_get_their_own_values_back(shard_config: Clus
         async with running(shard_config, app):
             await until(lambda: gate.arrived == 2)
             gate.open()
-            assert await handle.result(10) == [
+            assert await handle.result(30) == [
                 [n, [f"{n}x1", f"{n}x2"], [f"{n}y1", f"{n}y2"], f"{n}-hold"] for n in ("a", "b")
             ]
     assert ran["a-hold"] == 2
@@ -147,7 +147,7 @@ async def test_tasks_of_a_branch_without_steps_of_its_own_get_their_own_values_b
         await first.leave()
         gate.open()
         async with running(shard_config, app):
-            assert await handle.result(10) == [["a1", "a2", "a3"], ["b1", "b2", "b3"]]
+            assert await handle.result(30) == [["a1", "a2", "a3"], ["b1", "b2", "b3"]]
     assert ran == {"a1": 1, "a2": 1, "a3": 2, "b1": 1, "b2": 1, "b3": 1}
 
 
@@ -229,17 +229,17 @@ async def test_whatever_a_workflow_or_step_raises_fails_that_workflow_and_the_wo
         failing = [await client.submit(name, id=name) for name in app.workflows if name not in ("well", "caught")]
         for handle in failing:
             with pytest.raises(WorkflowFailed) as failed:
-                await handle.result(5)
+                await handle.result(30)
             # A coroutine or a thread's future turns StopIteration into a RuntimeError, which names it.
             assert error.__name__ in failed.value.type + failed.value.message, handle.id
             assert await handle.status() is Status.FAILED
         caught = await client.submit("caught")
         if error is GeneratorExit:  # no failure of a step: it is how Python ends a coroutine
             with pytest.raises(WorkflowFailed, match="GeneratorExit"):
-                await caught.result(5)
+                await caught.result(30)
         else:
-            assert await caught.result(5) in (error.__name__, "RuntimeError")
-        assert await (await client.submit("well")).result(5) == "well"
+            assert await caught.result(30) in (error.__name__, "RuntimeError")
+        assert await (await client.submit("well")).result(30) == "well"
     assert_i1(shard_config)
 
 
@@ -266,7 +266,7 @@ class Ordered:
             ran[what] += 1
             if what == "charge":
                 gate.arrived += 1
-                self.let_go.wait(20)
+                self.let_go.wait(100)
             return what
 
         if kind == "async":
@@ -340,7 +340,7 @@ async def test_a_closed_run_runs_no_step_function_whatever_its_code_does(
         async with running(shard_config, ordered.app) as first:
             await until(lambda: gate.arrived == 1)
             if how == "drain":  # it ends its step, and is closed at the checkpoint
-                stopping = asyncio.ensure_future(first.stop(grace=10))
+                stopping = asyncio.ensure_future(first.stop(grace=60))
                 await asyncio.sleep(0)
                 await open_up()
                 await stopping
@@ -352,13 +352,13 @@ async def test_a_closed_run_runs_no_step_function_whatever_its_code_does(
                     conn.execute("UPDATE ready SET queue = 'elsewhere'")
                 await until(lambda: first.running == 0)
                 await open_up()
-                await first.stop(grace=10)
+                await first.stop(grace=60)
             assert ordered.ran == before
             assert await handle.status() is Status.READY
         rows(shard_config, "UPDATE ready SET queue = 'default'")
         gate.open()
         async with running(shard_config, ordered.app):
-            assert await handle.result(10) == ("ship" if name == "order" else "shipped")
+            assert await handle.result(30) == ("ship" if name == "order" else "shipped")
     again = 1 if how == "drain" else 2  # a step that was cut short has no checkpoint
     assert ordered.ran == {**before, "charge": again, "ship": 1, "release": 1}
     assert_i1(shard_config)
@@ -401,12 +401,12 @@ async def test_tasks_that_an_ended_workflow_left_behind_write_nothing_after_its_
         handle = await client.submit(work)
         if how == "raises":
             with pytest.raises(WorkflowFailed, match="enough"):
-                await handle.result(5)
+                await handle.result(30)
         else:
-            assert await handle.result(5) == "done"
-        await asyncio.wait(left, timeout=5)
+            assert await handle.result(30) == "done"
+        await asyncio.wait(left, timeout=30)
         assert left[0].cancelled()
-        assert await (await client.submit(well)).result(5) == "well"
+        assert await (await client.submit(well)).result(30) == "well"
         assert [s.name for s in await handle.steps()] == ["main"]
     assert ran == {"main": 1, "tail 0": 1}
     assert_i1(shard_config)
@@ -442,7 +442,7 @@ async def test_a_call_that_is_too_large_is_refused_before_it_reaches_a_server(
         assert not sent
         assert one(shard_config, "SELECT count(*) FROM workflow") == 0
         async with running(shard_config, app):
-            assert await (await client.submit(work, "x" * (MAX_PAYLOAD - 100))).result(10) == MAX_PAYLOAD - 100
+            assert await (await client.submit(work, "x" * (MAX_PAYLOAD - 100))).result(30) == MAX_PAYLOAD - 100
 
 
 def bulky(step_result: int, result: int) -> App:
@@ -487,10 +487,10 @@ async def test_a_result_that_is_too_large_fails_its_workflow_only(
         handle = await client.submit(kind)
         small = [await client.submit("small") for _ in range(5)]
         with pytest.raises(WorkflowFailed, match=r"a payload may have 8,388,608: store it elsewhere") as failed:
-            await handle.result(10)
+            await handle.result(30)
         assert failed.value.type == "shardflow.errors.SerializationError"
         assert what in failed.value.message
-        assert [await h.result(5) for h in small] == ["small"] * 5
+        assert [await h.result(30) for h in small] == ["small"] * 5
         assert rows(shard_config, "SELECT lease, epoch FROM lease") == lease, "the connection was lost over it"
 
 
@@ -503,7 +503,7 @@ async def test_a_thread_whose_lease_was_lost_keeps_its_place_until_it_has_ended(
     @app.workflow
     def stuck() -> None:
         entered.set()
-        let_go.wait(20)
+        let_go.wait(100)
 
     @app.workflow
     def short(x: int) -> int:
@@ -511,7 +511,7 @@ async def test_a_thread_whose_lease_was_lost_keeps_its_place_until_it_has_ended(
 
     async def on(worker: Worker, count: int) -> list[int]:
         handles = await client.submit_many(short.call(n) for n in range(count))
-        return [await h.result(5) for h in handles]
+        return [await h.result(30) for h in handles]
 
     async with AsyncClient(shard_config) as client, running(shard_config, app, concurrency=1, name="first") as first:
         try:

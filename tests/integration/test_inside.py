@@ -42,7 +42,7 @@ async def test_a_replay_gets_the_same_values(shard_config: ClusterConfig) -> Non
         async with running(shard_config, app):
             await until(lambda: gate.arrived == 2)
             gate.open()
-            key, *values = await handle.result(10)
+            key, *values = await handle.result(30)
     assert len(seen) == 2
     assert seen[0] == seen[1] == values
     assert key == values[1]
@@ -68,7 +68,7 @@ async def test_no_step_acts_on_a_value_that_is_not_recorded_yet(shard_config: Cl
             assert gate.arrived == 0
         await until(lambda: gate.arrived == 1)
         gate.open()
-        assert (await handle.result(10))[0] == seen[0][1]
+        assert (await handle.result(30))[0] == seen[0][1]
 
 
 async def test_a_value_that_the_code_does_not_ask_for_any_more_is_noticed(shard_config: ClusterConfig) -> None:
@@ -94,7 +94,7 @@ async def test_a_value_that_the_code_does_not_ask_for_any_more_is_noticed(shard_
         ask.reverse()
         async with running(shard_config, app):
             with pytest.raises(WorkflowFailed, match=r"'shardflow.random' now, but 'shardflow.uuid4' is recorded"):
-                await handle.result(10)
+                await handle.result(30)
 
 
 async def test_gathered_tasks_and_plain_workflows_have_their_own_values(shard_config: ClusterConfig) -> None:
@@ -112,8 +112,8 @@ async def test_gathered_tasks_and_plain_workflows_have_their_own_values(shard_co
         return list(await asyncio.gather(two(), two()))
 
     async with AsyncClient(shard_config) as client, running(shard_config, app):
-        assert len(set(await (await client.submit(plain)).result(10))) == 2
-        assert len({x for pair in await (await client.submit(gathered)).result(10) for x in pair}) == 4
+        assert len(set(await (await client.submit(plain)).result(30))) == 2
+        assert len({x for pair in await (await client.submit(gathered)).result(30) for x in pair}) == 4
     assert one(shard_config, "SELECT count(*) FROM step") == 6
 
 
@@ -135,9 +135,9 @@ async def test_info_tells_of_the_workflow_and_only_there(shard_config: ClusterCo
 
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         handle = await client.submit(work, id="w-1")
-        assert await handle.result(10) == ["w-1", "work", "orders", 0, "refused"]
+        assert await handle.result(30) == ["w-1", "work", "orders", 0, "refused"]
         handle = await client.submit(work, id="w-2", queue="default")
-        assert (await handle.result(10))[2] == "default"
+        assert (await handle.result(30))[2] == "default"
     with pytest.raises(UsageError, match="call it in a workflow's code"):
         shardflow.info()
 
@@ -157,4 +157,4 @@ async def test_in_a_thread_of_an_async_workflow_they_are_refused(shard_config: C
 
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         with pytest.raises(WorkflowFailed, match="in a thread"):
-            await (await client.submit(work)).result(10)
+            await (await client.submit(work)).result(30)

@@ -193,7 +193,7 @@ async def test_a_lease_past_its_time_is_ended_by_a_peer(shard_config: ClusterCon
             await until(lambda: held.gate.arrived == 2, what="somebody else runs it")
             assert (await handle.info()).attempt == 1
             held.gate.open()
-            assert await handle.result(10) == "early 1"
+            assert await handle.result(30) == "early 1"
     assert held.ran["early"] == 1
 
 
@@ -205,10 +205,10 @@ async def test_a_closed_session_is_noticed_long_before_the_lease_would_expire(ma
         await until(lambda: held.gate.arrived == 1)
         await first.leave()
         async with running(config, held.app, name="second"):
-            await until(lambda: held.gate.arrived == 2, seconds=5)
+            await until(lambda: held.gate.arrived == 2)
             assert rows(config, "SELECT worker FROM lease") == [("second",)]
             held.gate.open()
-            assert await handle.result(10) == "early 1"
+            assert await handle.result(30) == "early 1"
 
 
 async def test_a_worker_whose_lease_was_ended_writes_nothing_under_it_and_goes_on(
@@ -229,7 +229,7 @@ async def test_a_worker_whose_lease_was_ended_writes_nothing_under_it_and_goes_o
         assert one(shard_config, "SELECT count(*) FROM outcome") == 0
         assert_i1(shard_config)
         rows(shard_config, "UPDATE ready SET queue = 'default'")
-        assert await handle.result(10) == "early 1"
+        assert await handle.result(30) == "early 1"
     assert held.ran["early"] == 1
 
 
@@ -247,7 +247,7 @@ async def test_a_worker_that_merely_lost_its_connections_keeps_its_lease(make_cl
         assert terminate(config, "keeper first") == 1
         await until(lambda: one(config, "SELECT epoch FROM lease WHERE worker = 'first'") == 2)
         held.gate.open()
-        assert await handle.result(10) == "early 1"
+        assert await handle.result(30) == "early 1"
         assert rows(config, "SELECT lease FROM lease ORDER BY lease") == before
     assert held.gate.arrived == 1
     assert_all_done(config, workflows=1, steps=2)
@@ -323,7 +323,7 @@ async def test_a_workflow_under_which_leases_end_again_and_again_goes_to_the_end
 
 async def test_a_dead_workers_claims_run_before_the_backlog(make_cluster: MakeCluster) -> None:
     """Also where the claimer's low-water mark lies behind their places."""
-    config = make_cluster(shards=1, lease=LeaseConfig(ttl=0.5, renew=0.1, watch=0.05))
+    config = make_cluster(shards=1, lease=LeaseConfig(ttl=20, renew=0.1, watch=0.05))
     app, order = App(), list[str]()
 
     @app.workflow

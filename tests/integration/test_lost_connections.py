@@ -17,6 +17,7 @@ import shardflow.storage.submissions
 import shardflow.storage.turn
 import shardflow.storage.turn as turns
 import shardflow.worker.link
+import shardflow.worker.starter
 from shardflow import (
     App,
     AsyncClient,
@@ -140,7 +141,7 @@ async def test_each_kind_of_write_survives_the_loss_of_its_answer(
     monkeypatch.setattr(shardflow.storage.turn, "commit", Lossy(shardflow.storage.turn.commit, lose, committed))
     async with AsyncClient(config) as client, running(config, tally.app):
         handle = await client.submit(tally.work, 0)
-        assert await handle.result(20) == 3
+        assert await handle.result(30) == 3
         await until(lambda: rows(config, "SELECT epoch FROM lease") == [(2,)])
     assert lost
     assert set(tally.ran.values()) == {1}
@@ -153,7 +154,7 @@ async def test_a_suspension_whose_answer_is_lost_is_looked_up(
 ) -> None:
     """Of workflows that the worker has no code for: they are in no run, only in the turn."""
     config, app, lost = make_cluster(shards=1, lease=PATIENT), App(), list[bool]()
-    monkeypatch.setattr(shardflow.worker.link, "UNKNOWN_DELAY", 60.0)
+    monkeypatch.setattr(shardflow.worker.starter, "UNKNOWN_DELAY", 60.0)
 
     @app.workflow
     async def known() -> str:
@@ -169,7 +170,7 @@ async def test_a_suspension_whose_answer_is_lost_is_looked_up(
         for n in range(3):
             await client.submit("unknown", id=f"u{n}")
         await until(lambda: one(config, "SELECT count(*) FROM wait") == 3)
-        assert await (await client.submit(known)).result(10) == "known"
+        assert await (await client.submit(known)).result(30) == "known"
         assert_i1(config)
         assert one(config, "SELECT max(epoch) FROM lease") == 2, "it never came to rest"
     assert lost
@@ -208,7 +209,7 @@ async def test_claims_that_the_worker_never_saw_are_run(
 
         monkeypatch.setattr(shardflow.storage.turn, "commit", Lossy(shardflow.storage.turn.commit, lose, True))
         async with running(config, tally.app):
-            results = await asyncio.gather(*(h.result(20) for h in handles))
+            results = await asyncio.gather(*(h.result(30) for h in handles))
     assert results == [1003] * 10 + [3] * 10
     assert tally.ran == Counter({(1000, 1): 10, (1001, 2): 10, (0, 0): 10, (0, 1): 10, (1, 2): 10})
     assert_all_done(config, workflows=20, steps=60)
@@ -233,7 +234,7 @@ async def test_a_submit_whose_answer_is_lost_is_submitted_once(
         )
         assert lossy.lost >= 10
         async with running(cluster_config, tally.app):
-            results = await asyncio.gather(*(h.result(20) for h in [*handles, *many]))
+            results = await asyncio.gather(*(h.result(30) for h in [*handles, *many]))
     assert results == [n + 3 for n in [*range(10), *range(100)]]
     assert_all_done(cluster_config, workflows=110, steps=330)
 
@@ -241,7 +242,7 @@ async def test_a_submit_whose_answer_is_lost_is_submitted_once(
 async def test_a_submit_that_stays_in_doubt_says_which_ids(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_cluster(shards=1, pool=PoolConfig(timeout=0.3, connect_timeout=1))
+    config = make_cluster(shards=1, pool=PoolConfig(timeout=2, connect_timeout=5))
     lossy = Lossy(shardflow.storage.submissions.submit, lambda *_: True, True)
     with monkeypatch.context() as patch:
         patch.setattr(shardflow.storage.submissions, "submit", lossy)
@@ -295,7 +296,7 @@ async def test_waiting_for_a_result_survives_lost_connections(shard_config: Clus
 
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         handle = await client.submit(work)
-        waiting = asyncio.ensure_future(handle.result(20))
+        waiting = asyncio.ensure_future(handle.result(30))
         for _ in range(2):
             await until(lambda: terminate(shard_config, "client"))
         gate.open()
@@ -354,7 +355,7 @@ async def test_a_lease_ended_right_after_its_resume_acknowledges_nothing_of_a_pe
         handle = await client.submit(work, id="w")
         await until(lambda: one(config, "SELECT count(*) FROM lease") == 2 and len(seconds) >= 1)
         hold.set()
-        recorded = await handle.result(20)
+        recorded = await handle.result(30)
         await worker.stop(grace=1)
         await peers[0].stop(grace=1)
     assert seconds == [recorded], "a value that is recorded nowhere was acknowledged"

@@ -79,7 +79,7 @@ async def run_batch(config: ClusterConfig, batch: Batch, texts: list[str], times
         answers: dict[str, str] = {}
         for handle in handles:
             try:
-                answers[handle.id] = await handle.result(15)
+                answers[handle.id] = await handle.result(30)
             except WorkflowFailed as error:
                 answers[handle.id] = f"failed with {error.type}: {error.message}"
         assert one(config, "SELECT lease FROM lease") == lease, "the lease was lost over it"
@@ -144,8 +144,8 @@ async def test_the_worker_serves_on_after_poison(shard_config: ClusterConfig) ->
     async with AsyncClient(shard_config) as client, running(shard_config, batch.app, concurrency=1):
         for n in range(3):
             with pytest.raises(WorkflowFailed):
-                await (await client.submit_many([batch.call(f"poison{n}")]))[0].result(10)
-            assert await (await client.submit_many([batch.call(f"w{n}")]))[0].result(10) == f"w{n}"
+                await (await client.submit_many([batch.call(f"poison{n}")]))[0].result(30)
+            assert await (await client.submit_many([batch.call(f"w{n}")]))[0].result(30) == f"w{n}"
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])

@@ -118,7 +118,7 @@ def worker_in_thread(config: ClusterConfig) -> Iterator[None]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert started.wait(20)
+        assert started.wait(60)
         yield
     finally:
         stop.set()
@@ -129,7 +129,7 @@ def worker_in_thread(config: ClusterConfig) -> Iterator[None]:
 def test_the_round_trip_without_asyncio(cluster_config: ClusterConfig) -> None:
     with worker_in_thread(cluster_config), Client(cluster_config) as client:
         handle = client.submit(halve, 5, id="five")
-        assert handle.result(10) == 2.5
+        assert handle.result(30) == 2.5
         assert handle.status() is Status.SUCCEEDED
         assert handle.info().shard == handle.shard
         assert [s.output for s in handle.steps()] == [b"2.5"]
@@ -138,20 +138,20 @@ def test_the_round_trip_without_asyncio(cluster_config: ClusterConfig) -> None:
         assert client.info("five").name == "halve"
         assert len(client.steps("five")) == 1
         many = client.submit_many(halve.call(n) for n in range(200))
-        assert [h.result(10) for h in many] == [n / 2 for n in range(200)]
+        assert [h.result(30) for h in many] == [n / 2 for n in range(200)]
         with pytest.raises(WorkflowConflict):
             client.submit(halve, 6, id="five")
         with pytest.raises(WorkflowNotFound):
             client.get("six")
         with pytest.raises(WorkflowFailed, match="LookupError: gone"):
-            client.submit(fail, "gone").result(10)
+            client.submit(fail, "gone").result(30)
         with pytest.raises(ResultTimeout):
             client.submit(halve, 1, queue="nobody serves this").result(0.05)
 
 
 def test_one_client_serves_many_threads(cluster_config: ClusterConfig) -> None:
     with worker_in_thread(cluster_config), Client(cluster_config) as client, ThreadPoolExecutor(8) as threads:
-        answers = threads.map(lambda n: client.submit(halve, n % 20, id=f"n{n % 20}").result(10), range(100))
+        answers = threads.map(lambda n: client.submit(halve, n % 20, id=f"n{n % 20}").result(30), range(100))
         assert list(answers) == [n % 20 / 2 for n in range(100)]
     assert_all_done(cluster_config, workflows=20, steps=20)
 

@@ -78,7 +78,7 @@ class Lab:
 
     def admin(self, shard: int) -> psycopg.Connection[Any]:
         """A connection to the server of a shard, not to the shard's database."""
-        return psycopg.connect(self.server(shard).dsn, autocommit=True, connect_timeout=5)
+        return psycopg.connect(self.server(shard).dsn, autocommit=True, connect_timeout=20)
 
     def _create(self, shard: int, name: str, template: str) -> None:
         with self.admin(shard) as conn:

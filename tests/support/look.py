@@ -34,7 +34,7 @@ HAVING (o.status IS NULL AND count(p.place) <> 1)
 def connect(config: ClusterConfig, shard: int = 0) -> psycopg.Connection[Any]:
     """An autocommit connection into the shard's schema."""
     return psycopg.connect(
-        config.shards[shard].dsn, autocommit=True, connect_timeout=5, options="-c search_path=shardflow"
+        config.shards[shard].dsn, autocommit=True, connect_timeout=20, options="-c search_path=shardflow"
     )
 
 
@@ -85,7 +85,7 @@ def terminate(config: ClusterConfig, role: str, shard: int = 0) -> int:
     )
 
 
-async def until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "") -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "") -> Any:
     """Polls until `condition` (plain or a coroutine function) answers something true, which is returned."""
     deadline = time.monotonic() + seconds
     pause = 0.002

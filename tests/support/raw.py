@@ -73,7 +73,7 @@ class Holder:
         *,
         steps: Sequence[StepRow] = (),
         outcomes: Sequence[OutcomeRow] = (),
-        waits: Sequence[WaitRow] = (),
+        waits: Sequence[tuple[int, float, int, str]] = (),
         dropped: Sequence[int] = (),
         kept: Receipt | None = None,
         claim: int = 0,
@@ -84,14 +84,16 @@ class Holder:
         if claim:
             self.batch += 1
             wanted = ClaimWanted(self.batch, [queue], claim, [START])
-        what = Turn(steps=steps, outcomes=outcomes, waits=waits, dropped=dropped, kept=kept, claim=wanted, wake=wake)
-        return await turn.commit(self.hand.shard, self.writing, self.fence, what)
+        asleep: list[WaitRow] = [(*row, 0, None, None) for row in waits]
+        what = Turn(steps=steps, outcomes=outcomes, waits=asleep, dropped=dropped, kept=kept, claim=wanted, wake=wake)
+        return list((await turn.commit(self.hand.shard, self.writing, self.fence, what)).claimed)
 
     async def claim(self, count: int = 10) -> list[Claimed]:
         return await self.turn(claim=count)
 
     async def checkpoints(self, wf: int) -> dict[int, leases.Checkpoint]:
-        return (await leases.checkpoints(self.hand.shard, self.writing, [wf])).get(wf, {})
+        recorded, _ = await leases.recorded(self.hand.shard, self.writing, [wf])
+        return recorded[wf].checkpoints
 
 
 def step(wf: int, seq: int = 0, output: bytes = b"1", name: str = "step") -> StepRow:

@@ -19,7 +19,7 @@ async def running(
     try:
         await worker.start()
         if connected:
-            await asyncio.wait_for(worker.connected(), 15)
+            await asyncio.wait_for(worker.connected(), 60)
         yield worker
     finally:
         await worker.stop(grace=0.5)

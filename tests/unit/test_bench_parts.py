@@ -112,7 +112,7 @@ def test_a_worker_process_ends_when_the_bench_is_killed(tmp_path: Path) -> None:
         pid = int(owner.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
         owner.kill()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and "Z" not in (Path(f"/proc/{pid}/stat").read_text().split()[2]):
         assert time.monotonic() < until, "the worker has outlived the bench"
         time.sleep(0.02)

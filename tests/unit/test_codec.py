@@ -27,8 +27,8 @@ from uuid import UUID
 
 import pytest
 
-from shardflow.core import codec
 from shardflow.core.codec import EMPTY_CALL, CallCodec, decode, encode, same_after_roundtrip
+from shardflow.core.codecs import Codecs
 from shardflow.errors import SerializationError, UsageError
 
 T = TypeVar("T")
@@ -360,10 +360,10 @@ def test_without_the_c_encoder_the_bytes_are_the_same(monkeypatch):
     value = {"a": [ORDER, 1.5, None, "Zü\n"]}
     with_c = encode(value, what="x")
     monkeypatch.setattr(json.encoder, "c_make_encoder", None)
-    monkeypatch.setattr(codec, "_write", codec._make_writer())
-    assert encode(value, what="x") == with_c
+    slow = Codecs()
+    assert slow.encode(value, what="x") == with_c
     with pytest.raises(SerializationError, match="nan is not JSON"):
-        encode([float("nan")], what="x")
+        slow.encode([float("nan")], what="x")
 
 
 def test_a_set_has_the_same_bytes_in_every_process():

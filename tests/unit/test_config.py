@@ -8,7 +8,7 @@ from shardflow.config import load, parse
 from shardflow.core.redact import redact_dsn
 from shardflow.core.suggest import did_you_mean
 from shardflow.errors import ConfigError
-from shardflow.model import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig
+from shardflow.model import NEVER, ClusterConfig, LeaseConfig, PayloadConfig, PoolConfig, ShardConfig
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SHARD = {"name": "s1", "dsn": "postgresql://u@h/d"}
@@ -61,7 +61,7 @@ def test_a_short_lease_is_renewed_and_watched_more_often():
         ([], "c.yaml: must be a mapping"),
         ({"shards": [SHARD]}, "c.yaml: name: is missing"),
         (config(nmae="x"), r'c\.yaml: nmae: unknown key \(did you mean "name"\?\)'),
-        (config(xyzzy=1), r"xyzzy: unknown key \(known: name, slots, shards, lease, pool, rebalance\)"),
+        (config(xyzzy=1), r"xyzzy: unknown key \(known: name, slots, shards, lease, pool, rebalance, payload\)"),
         (shard(shcema="x"), r'c\.yaml: shards\[0\]\.shcema: unknown key \(did you mean "schema"\?\)'),
         (config(lease={"tttl": 1}), r'lease\.tttl: unknown key \(did you mean "ttl"\?\)'),
         (config(pool={"maxsize": 1}), r'pool\.maxsize: unknown key \(did you mean "max_size"\?\)'),
@@ -100,6 +100,23 @@ def test_a_short_lease_is_renewed_and_watched_more_often():
         (config(lease={"ttl": 10, "watch": 11}), r"lease\.watch: must not be more than ttl"),
         (config(pool={"min_size": 9}), r"pool\.max_size: is 8, less than min_size \(9\)"),
         (config(pool={"max_size": 0}), r"pool\.max_size: must be an integer from 1"),
+        (config(payload={"size": 1}), r"payload\.size: unknown key"),
+        (
+            config(payload={"max_size": "8 GB"}),
+            r'payload\.max_size: must be bytes, or text such as "512KiB".*, not \'8 GB',
+        ),
+        (
+            config(payload={"max_size": 1023}),
+            r"payload\.max_size: must be bytes, .* from 1,024 to 134,217,728, not 1023",
+        ),
+        (config(payload={"max_size": "129MiB"}), r"payload\.max_size: must be bytes"),
+        (config(payload={"max_size": True}), r"payload\.max_size: must be bytes"),
+        (config(payload={"max_size": "never"}), r"payload\.max_size: must be bytes"),
+        (
+            config(payload={"max_decoded": "4MiB"}),
+            r"payload\.max_decoded: is 4,194,304, less than max_size \(8,388,608",
+        ),
+        (config(payload={"compress_above": False}), r"payload\.compress_above: must be bytes"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_path(data, message):
@@ -224,3 +241,12 @@ def test_the_closest_word_is_suggested_and_a_distant_one_is_not():
     assert did_you_mean("Shcema", ["name", "schema"]) == ' (did you mean "schema"?)'
     assert did_you_mean("xyzzy", ["name", "schema"]) == ""
     assert did_you_mean("x", []) == ""
+
+
+def test_limits_of_payloads_are_bytes_or_text_with_a_unit():
+    assert parse(config(), "c", {}).payload == PayloadConfig(8 << 20, 32 << 20, 16 << 10)
+    given = {"max_size": "1.5 MiB", "max_decoded": 2_000_000, "compress_above": "64kB"}
+    assert parse(config(payload=given), "c", {}).payload == PayloadConfig(1_572_864, 2_000_000, 64_000)
+    assert parse(config(payload={"compress_above": "never"}), "c", {}).payload.compress_above == NEVER
+    assert parse(config(payload={"max_size": "64MiB"}), "c", {}).payload.max_decoded == 64 << 20
+    assert parse(config(payload={"max_size": "${SIZE}"}), "c", {"SIZE": "2048"}).payload.max_size == 2048

@@ -55,6 +55,11 @@ class Router:
                 self._map = merged
             return self._map
 
+    @property
+    def known(self) -> SlotMap | None:
+        """The slot map as far as it was asked for."""
+        return self._map
+
     def pool(self, shard: str) -> Pool:
         return self.pools[shard]
 

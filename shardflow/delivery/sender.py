@@ -10,14 +10,18 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..core.codec import DEFAULT
+from ..core.codecs import Codecs
 from ..core.retry import Retry
 from ..core.routing import slot_of
 from ..core.slotmap import SlotMap
+from ..core.topics import CHILD
 from ..errors import (
     MapChanged,
+    SerializationError,
     ShardBusy,
     ShardflowError,
     ShardReadOnly,
@@ -27,7 +31,9 @@ from ..errors import (
 )
 from ..model import ClusterConfig
 from ..storage import submissions
-from ..storage.submissions import NewWorkflow
+from ..storage.messages import watch
+from ..storage.shard import Conn, Shard
+from ..storage.submissions import More, NewWorkflow
 from .router import Router
 
 #: Pauses between tries against a shard that does not answer, in seconds.
@@ -41,7 +47,8 @@ SLOW_BYTES = 1_000_000
 
 @dataclass(slots=True)
 class Item:
-    """A submission under way. `draw` gives another id where it is ours to choose; `wf` and `shard` are answers."""
+    """A submission under way. `draw` gives another id where it is ours to choose; `wf` and `shard` are answers;
+    `codecs` made the input."""
 
     id: str
     name: str
@@ -49,9 +56,12 @@ class Item:
     slot: int
     input: bytes
     draw: Callable[[], str] | None = None
+    priority: int = 0
+    more: More | None = None
     sent: bool = False
     wf: int = field(default=0)
     shard: str = ""
+    codecs: Codecs = DEFAULT
 
 
 class Sender:
@@ -126,12 +136,14 @@ class Sender:
         seconds = self._timeout + len(items) / SLOW_ROWS + size / SLOW_BYTES
         wait = min(REDRAW_AFTER, self._timeout) if _free(items) else None
         async with pool.connection(wait, answer=seconds) as conn:
-            new = [NewWorkflow(i.id, i.name, i.queue, i.slot, i.input) for i in items]
+            new = [NewWorkflow(i.id, i.name, i.queue, i.slot, i.input, i.priority, i.more) for i in items]
             made: dict[str, int] | None = None
             try:
                 made = await submissions.submit(pool.shard, conn, generation, new, seconds)
                 there = [item.id for item in items if item.id not in made]
                 known = await submissions.existing(pool.shard, conn, there) if there else {}
+                if there:
+                    await self._tell_parents(pool.shard, conn, generation, items, made)
             except ShardUnavailable as error:
                 # A server that is busy or takes no writes has rolled back; of a lost connection nobody knows.
                 if made is not None or not isinstance(error, ShardBusy | ShardReadOnly):
@@ -143,17 +155,26 @@ class Sender:
             if item.id in made:  # the first of this id is the one that was written
                 known.setdefault(item.id, (made[item.id], item.name, item.input))
             item.wf, name, input = known[item.id]
-            if (name, input) != (item.name, item.input):
-                conflicts.append((item, name))
+            differs = _difference(item, name, input)
+            if differs is not None:
+                conflicts.append((item, differs))
         if conflicts:
-            item, name = conflicts[0]
+            item, differs = conflicts[0]
             more = f" (and {len(conflicts) - 1} more like it)" if len(conflicts) > 1 else ""
-            differs = f"name {name!r} instead of {item.name!r}" if name != item.name else "another input"
             raise WorkflowConflict(
                 f"workflow id {item.id!r} was submitted before with {differs}{more}: use another id, or"
                 " get() the first",
                 workflow_id=item.id,
             )
+
+    @staticmethod
+    async def _tell_parents(
+        shard: Shard, conn: Conn, generation: int, items: Sequence[Item], made: Mapping[str, int]
+    ) -> None:
+        """A child that was there already has to know its parent nevertheless."""
+        found = [(i.id, i.more.parent) for i in items if i.id not in made and i.more and i.more.parent is not None]
+        if found:
+            await watch(shard, conn, generation, found, CHILD)
 
     def _redraw(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -172,6 +193,16 @@ class Sender:
             shard=shard,
             ids=doubtful,
         )
+
+
+def _difference(item: Item, name: str, input: bytes) -> str | None:
+    """What was submitted under the id before, where it was not the same. Equal inputs need not have equal bytes."""
+    if name != item.name:
+        return f"name {name!r} instead of {item.name!r}"
+    try:
+        return None if item.codecs.same(input, item.input, what="the input") else "another input"
+    except SerializationError as error:
+        return f"an input that cannot be compared ({error})"
 
 
 def _free(items: Sequence[Item]) -> bool:

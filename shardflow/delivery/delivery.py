@@ -1,0 +1,146 @@
+"""What a worker brings to other shards: children to start, messages, what follows from ends."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..app import Call
+from ..core.codec import DEFAULT
+from ..core.codecs import Codecs
+from ..core.retry import Retry
+from ..core.routing import draw_id
+from ..core.slotmap import SlotMap
+from ..errors import ShardflowError, WorkflowConflict
+from ..model import ClusterConfig
+from ..storage.ending import end
+from ..storage.messages import Letter
+from .courier import Courier
+from .router import Router
+from .sender import Item, Sender
+from .submission import make_item, untyped
+
+_BACKOFF = Retry(attempts=2, initial=0.1, factor=2.0, maximum=5.0, jitter=0.3)
+_random = random.SystemRandom()
+
+#: Submissions that go in one bulk statement at the most.
+BATCH = 2_000
+
+
+def drawing(router: Router, slot_map: SlotMap) -> Callable[[], str]:
+    """Gives ids that belong to shards that answer."""
+
+    def draw() -> str:
+        choice = router.choice(slot_map)
+        return draw_id(time.time_ns() // 1_000_000, _random.getrandbits, lambda id: slot_map.shard_of(id) in choice)
+
+    return draw
+
+
+class Delivery:
+    """Router, sender and courier of one worker or client.
+
+    Arguments: `config`, the cluster's; `codecs`, for the arguments of workflows that are known by name only.
+    """
+
+    def __init__(self, config: ClusterConfig, codecs: Codecs = DEFAULT) -> None:
+        self.router = Router(config)
+        self.sender = Sender(self.router, config)
+        self.courier = Courier(self.router, config)
+        self._config = config
+        self._by_name = untyped(codecs)
+        self._gathered: dict[str, list[tuple[list[Item], asyncio.Future[None]]]] = {}
+        self._sending: dict[str, asyncio.Task[None]] = {}
+
+    async def close(self) -> None:
+        """Gives up what is under way and closes the connections."""
+        await self.courier.close()
+        await end(list(self._sending.values()))
+        for waiting in self._gathered.values():
+            for _, done in waiting:
+                done.cancel()
+        await self.router.close()
+
+    async def send(self, id: str, topic: str, value: bytes, key: str) -> None:
+        """A message; returns when it has arrived, however long its shard is away. Raises WorkflowNotFound."""
+        await self.courier.deliver(Letter(id, topic, key, value))
+
+    async def start(self, parent: str, ids: Sequence[str], calls: Sequence[Call[Any]]) -> None:
+        """Starts children; returns when all are there, however long a shard is away. Raises WorkflowConflict where
+        one of the ids belongs to another workflow."""
+        slots, limits, by_name = self._config.slots, self._config.payload, self._by_name
+        items = [
+            make_item(
+                call.set(id=id) if call.id != id else call, slots, None, parent=parent, by_name=by_name, limits=limits
+            )
+            for id, call in zip(ids, calls, strict=True)
+        ]
+        await self.submit(items)
+
+    async def submit(self, items: Sequence[Item]) -> None:
+        """Submits with given ids; what is asked for while a bulk is under way to a shard goes with its next one."""
+        tries = 0
+        while True:
+            try:
+                slot_map = await self.router.load()
+                parts: dict[str, list[Item]] = {}
+                for item in items:
+                    parts.setdefault(slot_map.owners[item.slot], []).append(item)
+                await asyncio.gather(*(self._gather(shard, part) for shard, part in parts.items()))
+                return
+            except ShardflowError as error:
+                if not error.retryable:
+                    raise
+                tries += 1
+                await asyncio.sleep(_BACKOFF.delay(min(tries, 8), random.random()))
+
+    def _gather(self, shard: str, items: list[Item]) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gathered.setdefault(shard, []).append((items, done))
+        sending = self._sending.get(shard)
+        if sending is None or sending.done():
+            self._sending[shard] = asyncio.create_task(self._send(shard))
+        return done
+
+    async def _send(self, shard: str) -> None:
+        waiting = self._gathered[shard]
+        while waiting:
+            batch = [waiting.pop(0)]
+            rows = len(batch[0][0])
+            while waiting and rows + len(waiting[0][0]) <= BATCH:
+                rows += len(waiting[0][0])
+                batch.append(waiting.pop(0))
+            try:
+                await self.sender.send([item for items, _ in batch for item in items])
+            except WorkflowConflict as error:
+                if len(batch) == 1:
+                    _answer(batch[0][1], error)
+                    continue
+                for items, done in batch:  # whose it is; a repetition is harmless to the others
+                    try:
+                        await self.sender.send(items)
+                        _answer(done, None)
+                    except ShardflowError as own:
+                        _answer(done, own)
+            except asyncio.CancelledError:
+                for _, done in batch:
+                    done.cancel()
+                raise
+            except Exception as error:
+                for _, done in batch:
+                    _answer(done, error)
+            else:
+                for _, done in batch:
+                    _answer(done, None)
+
+
+def _answer(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)

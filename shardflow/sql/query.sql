@@ -1,0 +1,209 @@
+-- Lists and counts of workflows. A list is a walk along the keys, newest or oldest first ({order}), in stretches of the
+-- ranges that shards draw their keys from. It looks at so many rows at the most; the last of these is answered too, whether it
+-- fits or not, so that the answer says how far it came.
+
+-- name: begin
+-- All statements of an answer see one moment.
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
+
+-- name: walking
+-- For the statements that follow in this transaction: plans that look things up in the order of an index, so that a walk
+-- ends as soon as it has found enough, whatever the statistics say.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('max_parallel_workers_per_gather', '0', true),
+       set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+       set_config('enable_sort', 'off', true), set_config('enable_indexscan', 'on', true)
+
+-- name: searching
+-- For the next statement: a plan that reads the index of the attributes, which can only be read whole.
+SELECT set_config('enable_bitmapscan', 'on', true), set_config('enable_indexscan', 'off', true)
+
+-- name: ranges
+-- The ranges of keys that the shard has workflows of, with the first and the last key in each. Slots that move bring
+-- theirs along.
+WITH RECURSIVE range AS (
+    (SELECT wf AS last FROM {schema}.workflow ORDER BY wf DESC LIMIT 1)
+    UNION ALL
+    SELECT below.wf FROM range, LATERAL (
+        SELECT wf FROM {schema}.workflow WHERE wf < range.last >> 44 << 44 ORDER BY wf DESC LIMIT 1
+    ) below
+)
+SELECT range.last >> 44 AS part, first.wf, range.last
+FROM range, LATERAL (
+    SELECT wf FROM {schema}.workflow WHERE wf >= range.last >> 44 << 44 ORDER BY wf LIMIT 1
+) first
+
+-- name: edge
+-- For each stretch the first key, or where there is none the one behind the last, whose workflow was submitted at a moment or
+-- later; found by bisection. Parameters: lows, highs, moment, moment.
+WITH RECURSIVE half AS (
+    SELECT n, low, high + 1 AS high FROM unnest(%s, %s) WITH ORDINALITY AS stretch (low, high, n)
+    UNION ALL
+    SELECT half.n, CASE WHEN probe.wf < half.high AND probe.submitted_at < %s THEN probe.wf + 1 ELSE half.low END,
+           CASE WHEN probe.wf < half.high AND probe.submitted_at < %s THEN half.high
+                ELSE half.low + (half.high - half.low) / 2 END
+    FROM half LEFT JOIN LATERAL (
+        SELECT wf, submitted_at FROM {schema}.workflow WHERE wf >= half.low + (half.high - half.low) / 2
+        ORDER BY wf LIMIT 1
+    ) probe ON true
+    WHERE half.low < half.high
+)
+SELECT low FROM half WHERE low = high ORDER BY n
+
+-- name: fits
+-- The condition, used in the others, that a submission `w` is one of those asked for.
+-- Parameters, each NULL where it does not matter: name, queue, since, until, attributes.
+w.name = coalesce(%s, w.name) AND w.queue = coalesce(%s, w.queue)
+AND w.submitted_at >= coalesce(%s, '-infinity'::timestamptz) AND w.submitted_at < coalesce(%s, 'infinity'::timestamptz)
+AND coalesce(coalesce(w.attributes, 'null') @> %s::jsonb, true)
+
+-- name: all
+-- A walk along all submissions. Parameters: lows, highs, those of `fits`, look, look, limit.
+SELECT found.wf, found.submitted_at, found.fits, found.n
+FROM unnest(%s, %s) AS stretch (low, high), LATERAL (
+    SELECT each.wf, each.submitted_at, each.fits, each.n FROM (
+        SELECT w.wf, w.submitted_at, {fits} AS fits, row_number() OVER (ORDER BY w.wf {order}) AS n
+        FROM (
+            SELECT wf, submitted_at, name, queue, attributes FROM {schema}.workflow
+            WHERE wf BETWEEN stretch.low AND stretch.high ORDER BY wf {order} LIMIT %s
+        ) w
+    ) each
+    WHERE each.fits OR each.n = %s ORDER BY each.wf {order} LIMIT %s
+) found
+
+-- name: ready
+-- A walk along all submissions for those that are nowhere else, where too many are ready to sort them.
+-- Parameters: lows, highs, those of `fits`, look, look, limit.
+SELECT found.wf, found.submitted_at, found.fits, found.n
+FROM unnest(%s, %s) AS stretch (low, high), LATERAL (
+    SELECT each.wf, each.submitted_at, each.fits, each.n FROM (
+        SELECT w.wf, w.submitted_at, row_number() OVER (ORDER BY w.wf {order}) AS n,
+               o.wf IS NULL AND s.wf IS NULL AND {fits}
+               AND w.wf NOT IN (SELECT u.wf FROM {schema}.claim c, unnest(c.wfs) AS u (wf)) AS fits
+        FROM (
+            SELECT wf, submitted_at, name, queue, attributes FROM {schema}.workflow
+            WHERE wf BETWEEN stretch.low AND stretch.high ORDER BY wf {order} LIMIT %s
+        ) w
+        LEFT JOIN LATERAL (SELECT wf FROM {schema}.outcome WHERE wf = w.wf LIMIT 1) o ON true
+        LEFT JOIN LATERAL (SELECT wf FROM {schema}.wait WHERE wf = w.wf LIMIT 1) s ON true
+    ) each
+    WHERE each.fits OR each.n = %s ORDER BY each.wf {order} LIMIT %s
+) found
+
+-- name: suspended
+-- A walk along the suspended workflows. Parameters: lows, highs, those of `fits`, look, look, limit.
+SELECT found.wf, found.submitted_at, found.fits, found.n
+FROM unnest(%s, %s) AS stretch (low, high), LATERAL (
+    SELECT each.wf, each.submitted_at, each.fits, each.n FROM (
+        SELECT s.wf, w.submitted_at, {fits} AS fits, row_number() OVER (ORDER BY s.wf {order}) AS n
+        FROM (
+            SELECT wf FROM {schema}.wait
+            WHERE wf BETWEEN stretch.low AND stretch.high ORDER BY wf {order} LIMIT %s
+        ) s, LATERAL (
+            SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = s.wf LIMIT 1
+        ) w
+    ) each
+    WHERE each.fits OR each.n = %s ORDER BY each.wf {order} LIMIT %s
+) found
+
+-- name: ended
+-- A walk along all ends. Parameters: lows, highs, statuses, those of `fits`, look, look, limit.
+SELECT found.wf, found.submitted_at, found.fits, found.n
+FROM unnest(%s, %s) AS stretch (low, high), LATERAL (
+    SELECT each.wf, each.submitted_at, each.fits, each.n FROM (
+        SELECT o.wf, w.submitted_at, o.status = ANY(%s) AND {fits} AS fits, row_number() OVER (ORDER BY o.wf {order}) AS n
+        FROM (
+            SELECT wf, status FROM {schema}.outcome
+            WHERE wf BETWEEN stretch.low AND stretch.high ORDER BY wf {order} LIMIT %s
+        ) o, LATERAL (
+            SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = o.wf LIMIT 1
+        ) w
+    ) each
+    WHERE each.fits OR each.n = %s ORDER BY each.wf {order} LIMIT %s
+) found
+
+-- name: unlucky
+-- A walk along the ends of some statuses other than succeeded, one status after the other.
+-- Parameters: lows, highs, statuses, those of `fits`, look, look, limit.
+SELECT found.wf, found.submitted_at, found.fits, found.n
+FROM unnest(%s, %s) AS stretch (low, high), unnest(%s) AS wanted (status), LATERAL (
+    SELECT each.wf, each.submitted_at, each.fits, each.n FROM (
+        SELECT o.wf, w.submitted_at, {fits} AS fits, row_number() OVER (ORDER BY o.wf {order}) AS n
+        FROM (
+            SELECT wf FROM {schema}.outcome
+            WHERE status = wanted.status AND status <> 'succeeded' AND wf BETWEEN stretch.low AND stretch.high
+            ORDER BY wf {order} LIMIT %s
+        ) o, LATERAL (
+            SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = o.wf LIMIT 1
+        ) w
+    ) each
+    WHERE each.fits OR each.n = %s ORDER BY each.wf {order} LIMIT %s
+) found
+
+-- name: running
+-- All workflows that run, which are no more than the workers have places for. Parameters: those of `fits`.
+SELECT u.wf, w.submitted_at, {fits} AS fits
+FROM {schema}.claim c, unnest(c.wfs) AS u (wf), LATERAL (
+    SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = u.wf LIMIT 1
+) w
+WHERE NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = u.wf)
+
+-- name: some_ready
+-- Workflows that are ready, in any order: all of them if they are fewer than the limit. The order within, which nobody
+-- needs, keeps the planner from reading all of the table.
+-- Parameters: those of `fits`, limit.
+SELECT r.wf, w.submitted_at, {fits} AS fits
+FROM (SELECT wf FROM {schema}.ready ORDER BY queue, priority, seq LIMIT %s) r, LATERAL (
+    SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = r.wf LIMIT 1
+) w
+
+-- name: some_tagged
+-- Workflows with these attributes, in any order: all of them if they are fewer than the limit.
+-- Parameters: those of `fits`, attributes, limit.
+SELECT w.wf, w.submitted_at, {fits} AS fits
+FROM (
+    SELECT wf, submitted_at, name, queue, attributes FROM {schema}.workflow WHERE attributes @> %s::jsonb LIMIT %s
+) w
+
+-- name: describe
+-- These workflows and where they are. Parameters: wfs, wfs.
+SELECT w.wf, w.id, w.name, w.queue,
+       coalesce(o.status, CASE WHEN s.wf IS NOT NULL THEN 'suspended' WHEN c.wf IS NOT NULL THEN 'running' ELSE 'ready' END),
+       w.submitted_at, o.finished_at, coalesce(c.attempt, s.attempt, 0)
+FROM {schema}.workflow w
+LEFT JOIN {schema}.outcome o ON o.wf = w.wf
+LEFT JOIN {schema}.wait s ON s.wf = w.wf
+LEFT JOIN (
+    SELECT u.wf, u.attempt FROM {schema}.claim, unnest(wfs, attempts) AS u (wf, attempt) WHERE u.wf = ANY(%s)
+) c ON c.wf = w.wf
+WHERE w.wf = ANY(%s)
+
+-- name: count_all
+-- How many workflows are in each of these statuses. Parameters: statuses, four times.
+SELECT 'ready' AS status, count(*) FROM {schema}.ready WHERE 'ready' = ANY(%s)
+UNION ALL
+SELECT 'running', count(*) FROM {schema}.claim c, unnest(c.wfs) AS u (wf)
+WHERE 'running' = ANY(%s) AND NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = u.wf)
+UNION ALL
+SELECT 'suspended', count(*) FROM {schema}.wait WHERE 'suspended' = ANY(%s)
+UNION ALL
+SELECT o.status, count(*) FROM {schema}.outcome o WHERE o.status = ANY(%s) GROUP BY o.status
+
+-- name: count_some
+-- How many of the submissions asked for are in each of these statuses.
+-- Parameters: lows, highs, statuses four times, those of `fits`.
+WITH stretch AS MATERIALIZED (
+    SELECT low, high FROM unnest(%s, %s) AS u (low, high)
+), place AS (
+    SELECT r.wf, 'ready' AS status FROM {schema}.ready r WHERE 'ready' = ANY(%s)
+    UNION ALL
+    SELECT u.wf, 'running' FROM {schema}.claim c, unnest(c.wfs) AS u (wf)
+    WHERE 'running' = ANY(%s) AND NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = u.wf)
+    UNION ALL
+    SELECT s.wf, 'suspended' FROM {schema}.wait s WHERE 'suspended' = ANY(%s)
+    UNION ALL
+    SELECT o.wf, o.status FROM {schema}.outcome o WHERE o.status = ANY(%s)
+)
+SELECT place.status, count(*)
+FROM stretch JOIN {schema}.workflow w ON w.wf BETWEEN stretch.low AND stretch.high JOIN place ON place.wf = w.wf
+WHERE {fits} GROUP BY place.status

@@ -1,0 +1,204 @@
+"""What a workflow's code can ask for beside steps: sleep, messages, events, children. All of it is recorded or
+derived from what is, so that a replay gets it again; what waits long waits without the worker.
+
+Each operation takes its numbers at the call and gives a coroutine; `block_on` runs one for a workflow with a thread
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..app import Call
+from ..core.childids import Children
+from ..core.failure import describe, from_json, to_json
+from ..core.topics import check_topic
+from ..errors import ShardflowError, UsageError, WorkflowCancelled, WorkflowConflict, WorkflowFailed, WorkflowNotFound
+from ..storage.leases import Checkpoint
+from .gather import Extra
+
+if TYPE_CHECKING:
+    from .run import Run
+
+#: Errors of operations that a replay raises again as what they were.
+_KNOWN = {kind.__name__: kind for kind in (WorkflowNotFound, WorkflowConflict)}
+
+
+class Operations:
+    """The operations of a `Run`, which is the only class derived from it."""
+
+    __slots__ = ()
+
+    # -- time
+
+    def sleep(self: Run, seconds: float | None, until: float | None) -> Coroutine[Any, Any, None]:  # type: ignore[misc]
+        """See `context.Runtime`."""
+        seq = self.number()
+        return self._sleep(seq, self.recorded("shardflow.sleep", seq), seconds, until)
+
+    async def _sleep(  # type: ignore[misc]
+        self: Run, seq: int, recorded: Checkpoint | None, seconds: float | None, until: float | None
+    ) -> None:
+        if recorded is None:
+            asked = {"until": until} if seconds is None else {"seconds": seconds}
+            await self.write(seq, "shardflow.sleep", json.dumps(asked).encode())
+            left = (until or 0.0) - self.sink.server_time() if seconds is None else seconds
+        else:
+            asked = json.loads(recorded.output or b"{}")
+            left = asked.get("until", recorded.at + asked.get("seconds", 0.0)) - self.sink.server_time()
+        await self.rest(left)
+
+    async def rest(self: Run, seconds: float) -> None:  # type: ignore[misc]
+        """Waits durably for so many seconds from now."""
+        due = self.sink.time() + seconds
+        while self.sink.time() < due:
+            await self.wait(due)
+
+    # -- messages and events
+
+    def receive(self: Run, topic: str, timeout: float | None) -> Coroutine[Any, Any, bytes | None]:  # type: ignore[misc]
+        """See `context.Runtime`."""
+        check_topic(topic)
+        seq = self.number()
+        timer = self.number() if timeout is not None else 0
+        recorded = self.recorded("shardflow.receive", seq)
+        timed = self.recorded("shardflow.timer", timer) if timeout is not None else None
+        return self._receive(seq, topic, recorded, timer, timeout, timed)
+
+    async def _receive(  # type: ignore[misc]
+        self: Run,
+        seq: int,
+        topic: str,
+        recorded: Checkpoint | None,
+        timer: int,
+        timeout: float | None,
+        timed: Checkpoint | None,
+    ) -> bytes | None:
+        if recorded is not None:
+            return recorded.output
+        due = None
+        if timed is not None:
+            due = self.sink.time() + timed.at + (timeout or 0.0) - self.sink.server_time()
+        elif timeout is not None and timeout <= 0:
+            due = -math.inf
+        while True:
+            message = self.box.take(topic) if self.box else None
+            if message is not None:
+                await self.write(
+                    seq, "shardflow.receive", message.value or b"null", extra=Extra(received=message.seq)
+                )
+                return message.value or b"null"
+            if due is None and timeout is not None:
+                await self.write(timer, "shardflow.timer", json.dumps({"seconds": timeout}).encode())
+                due = self.sink.time() + timeout
+            elif due is not None and self.sink.time() >= due and self.box is not None and self.box.loaded:
+                await self.write(seq, "shardflow.receive", None)
+                return None
+            await self.wait(due, (topic,))
+
+    def send(  # type: ignore[misc]
+        self: Run, id: str, topic: str, value: bytes, key: str | None
+    ) -> Coroutine[Any, Any, None]:
+        """See `context.Runtime`."""
+        check_topic(topic)
+        seq = self.number()
+        return self._send(seq, self.recorded("shardflow.send", seq), id, topic, value, key)
+
+    async def _send(  # type: ignore[misc]
+        self: Run, seq: int, recorded: Checkpoint | None, id: str, topic: str, value: bytes, key: str | None
+    ) -> None:
+        if recorded is None:
+            # The key makes a repetition after a crash harmless.
+            key = key or f"{self.id}\x1f{seq}"
+            await self.once(seq, "shardflow.send", self.sink.delivery.send(id, topic, value, key))
+        elif recorded.error is not None:
+            raise _error(recorded.error)
+
+    def set_event(self: Run, key: str, value: bytes) -> Coroutine[Any, Any, None]:  # type: ignore[misc]
+        """See `context.Runtime`."""
+        seq = self.number()
+        return self._set_event(seq, self.recorded("shardflow.set_event", seq), key, value)
+
+    async def _set_event(self: Run, seq: int, recorded: Checkpoint | None, key: str, value: bytes) -> None:  # type: ignore[misc]
+        if recorded is None:
+            await self.write(seq, "shardflow.set_event", b"null", extra=Extra(event=(key, value)))
+
+    # -- children
+
+    def start_children(  # type: ignore[misc]
+        self: Run, calls: Sequence[Call[Any]], *, colocate: bool, many: bool
+    ) -> Coroutine[Any, Any, Sequence[str]]:
+        """See `context.Runtime`."""
+        seq = self.number()
+        recorded = self.recorded("shardflow.start", seq)
+        return self._start(
+            seq, recorded, Children.of(self.id, seq, [c.options.id for c in calls], colocate, many), calls
+        )
+
+    async def _start(  # type: ignore[misc]
+        self: Run, seq: int, recorded: Checkpoint | None, children: Children, calls: Sequence[Call[Any]]
+    ) -> Sequence[str]:
+        if recorded is None:
+            started = self.sink.delivery.start(self.id, children.ids, calls)
+            await self.once(seq, "shardflow.start", started, children.to_json())
+            return children.ids
+        if recorded.error is not None:
+            raise _error(recorded.error)
+        return Children.from_json(recorded.output or b"{}").ids
+
+    async def ends(self: Run, ids: Sequence[str]) -> list[tuple[bytes | None, BaseException | None]]:  # type: ignore[misc]
+        """See `context.Runtime`. Not recorded: a child ends once, and its end stays here as a message."""
+        while self.box is None or not self.box.loaded or self.box.missing(ids):
+            await self.wait(None, (), ids)
+        found: list[tuple[bytes | None, BaseException | None]] = []
+        for id in ids:
+            message = self.box.end(id)
+            assert message is not None
+            failed = None if message.error is None else failure_of(id, message.error)
+            found.append((message.value, failed))
+        return found
+
+    # -- what they share
+
+    async def write(  # type: ignore[misc]
+        self: Run, seq: int, name: str, output: bytes | None, error: str | None = None, extra: Extra | None = None
+    ) -> None:
+        """A checkpoint; returns when it has committed."""
+        self.busy += 1
+        try:
+            await self.sink.checkpoint(self, seq, name, 1, output, error, extra)
+        finally:
+            self.busy -= 1
+
+    async def once(self: Run, seq: int, name: str, effect: Awaitable[Any], output: bytes = b"null") -> None:  # type: ignore[misc]
+        """An effect elsewhere that may safely be repeated, then its checkpoint. An error of ours that no later try
+        would mend is recorded too, and raised."""
+        self.busy += 1
+        try:
+            await self.settled()
+            await effect
+        except ShardflowError as error:
+            if not error.retryable and not isinstance(error, UsageError):
+                await self.sink.checkpoint(self, seq, name, 1, None, to_json(describe(error)), None)
+            raise
+        else:
+            await self.sink.checkpoint(self, seq, name, 1, output, None, None)
+        finally:
+            self.busy -= 1
+
+
+def failure_of(id: str, error: str) -> WorkflowFailed:
+    """The exception for a workflow that ended with this error, JSON text."""
+    info = from_json(error)
+    if info.type == "shardflow.errors.WorkflowCancelled":
+        return WorkflowCancelled(id, info.message)
+    return WorkflowFailed(id, info.type, info.message, info.traceback)
+
+
+def _error(text: str) -> Exception:
+    info = from_json(text)
+    kind = _KNOWN.get(info.type.rpartition(".")[2])
+    return kind(info.message) if kind is not None else ShardflowError(f"{info.type}: {info.message}")

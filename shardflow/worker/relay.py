@@ -1,0 +1,130 @@
+"""Delivers what this worker's turns have left in the outbox of a shard, and what dead holders and clients have left
+there.
+
+An entry is deleted, with a later turn, when it has arrived; until then whoever holds the lease delivers it again,
+which is harmless because it has a key. The relay may die between any two statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from ..core.failure import to_json
+from ..core.topics import AFTER, WATCH
+from ..delivery import Delivery
+from ..errors import WorkflowNotFound
+from ..model import ErrorInfo
+from ..storage.messages import Letter
+from ..storage.shard import Shard
+from ..storage.turn import PAGE, Told
+
+log = logging.getLogger("shardflow.worker")
+
+#: Entries under way at the most; what is beyond stays in the outbox until there is room.
+MOST = 10_000
+#: Seconds for which a workflow that is to be watched may be missing: it may just be submitted.
+PATIENCE = 60.0
+#: Seconds after which what could not be delivered is tried again.
+AGAIN = 1.0
+
+
+class Relay:
+    """The outbox of one lease.
+
+    Arguments: `shard`; `delivery`, the worker's; `relayed`, called with entries that have arrived.
+    """
+
+    def __init__(self, shard: Shard, delivery: Delivery, relayed: Callable[[list[int]], None]) -> None:
+        self._shard = shard
+        self._delivery = delivery
+        self._relayed = relayed
+        self._under_way: dict[int, asyncio.Future[None]] = {}
+        self._missing: dict[int, float] = {}
+        self._arrived: list[int] = []
+        self._behind: int | None = None
+
+    def tell(self, told: Iterable[Told]) -> None:
+        """Entries that have been written or taken over and are to be delivered now."""
+        for entry in told:
+            if len(self._under_way) >= MOST:
+                self.behind()
+                return
+            if entry.entry not in self._under_way:
+                self._post(entry)
+
+    @property
+    def wanted(self) -> int | None:
+        """The entry behind which the outbox is to be read; None where all is known, or there is too much under
+        way."""
+        return self._behind if len(self._under_way) < MOST // 2 else None
+
+    def page(self, after: int, rows: Sequence[Told]) -> None:
+        """What was read there."""
+        if self._behind == after:
+            self._behind = rows[-1].entry if len(rows) >= PAGE else None
+        self.tell(rows)
+
+    def forget(self) -> None:
+        """The lease is not held any more: somebody else delivers what is left."""
+        for future in self._under_way.values():
+            future.cancel()
+        self._under_way.clear()
+        self._arrived.clear()
+        self._missing.clear()
+
+    def behind(self) -> None:
+        """There may be entries that this process does not know."""
+        self._behind = 0
+
+    def _post(self, entry: Told) -> None:
+        letter = Letter(entry.target, entry.topic, entry.key, entry.value, entry.error)
+        future = self._under_way[entry.entry] = self._delivery.courier.post(letter)
+        future.add_done_callback(lambda done: self._done(entry, done))
+
+    def _done(self, entry: Told, done: asyncio.Future[None]) -> None:
+        if self._under_way.get(entry.entry) is not done:
+            return
+        del self._under_way[entry.entry]
+        if done.cancelled():
+            return
+        error = done.exception()
+        if isinstance(error, WorkflowNotFound):
+            if entry.topic == WATCH and not self._given_up(entry):
+                self._again()
+                return
+            log.warning(
+                "nobody is there to be told",
+                extra={"shard": self._shard.name, "workflow": entry.target, "topic": entry.topic},
+            )
+        elif error is not None:
+            log.error(
+                "an entry of the outbox cannot be delivered; trying again",
+                extra={"shard": self._shard.name, "workflow": entry.target, "error": str(error)},
+            )
+            self._again()
+            return
+        self._missing.pop(entry.entry, None)
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._report)
+        self._arrived.append(entry.entry)
+
+    def _again(self) -> None:
+        """What is in the outbox is read again soon."""
+        asyncio.get_running_loop().call_later(AGAIN, self.behind)
+
+    def _given_up(self, entry: Told) -> bool:
+        """Whether the workflow to be watched has been missing for so long that its watcher is told."""
+        since = self._missing.setdefault(entry.entry, time.monotonic())
+        if time.monotonic() - since < PATIENCE:
+            return False
+        lost = ErrorInfo("shardflow.errors.WorkflowNotFound", f"no workflow has the id {entry.target!r}")
+        self._delivery.courier.post(Letter(entry.key or "", AFTER, entry.target, None, to_json(lost)))
+        return True
+
+    def _report(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        if arrived:
+            self._relayed(arrived)

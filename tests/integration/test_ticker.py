@@ -1,0 +1,345 @@
+"""Ticks of schedules: each is submitted once, whoever dies or is away; missed ones and overlaps go by the policy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import MakeCluster
+from support.lab import POOL
+from support.look import one, rows, terminate, total, until
+from support.ticking import home, of_schedule, often, ran, set_back, ticking
+from support.work import ids_on
+
+from shardflow import App, AsyncClient, ClusterConfig, ShardUnavailable
+from shardflow.core.cron import parse
+from shardflow.core.schedule import tick_id
+from shardflow.storage import schedules
+
+__all__ = ["often"]
+
+pytestmark = pytest.mark.usefixtures("often")
+
+
+def expected(name: str, text: str, start: datetime, end: datetime) -> list[str]:
+    """The ids of the ticks in (start, end]."""
+    timing, found = parse(text, "UTC"), list[str]()
+    tick = timing.after(start)
+    while tick is not None and tick <= end:
+        found.append(tick_id(name, tick))
+        tick = timing.after(tick)
+    return found
+
+
+async def decided(config: ClusterConfig, name: str) -> datetime:
+    """Waits until nothing of a schedule is due and all that was decided is submitted; until when that is."""
+
+    def settled() -> bool:
+        here = home(config, name)
+        due = one(config, "SELECT count(*) FROM schedule WHERE name = %s AND next_at <= now()", name, shard=here)
+        left = one(config, "SELECT count(*) FROM tick WHERE schedule = %s", name, shard=here)
+        return due == 0 and left == 0
+
+    await until(settled, 30)
+    found: datetime = of_schedule(config, name, "decided_to")
+    return found
+
+
+async def test_several_tickers_submit_each_tick_once(cluster_config: ClusterConfig, client: AsyncClient) -> None:
+    await client.schedules.create("beat", 1, "work")
+    began = of_schedule(cluster_config, "beat", "decided_to")
+    async with ticking(cluster_config), ticking(cluster_config), ticking(cluster_config):
+        await until(lambda: len(ran(cluster_config, "beat")) >= 4, 30)
+    found = ran(cluster_config, "beat")
+    last = datetime.fromisoformat(found[-1].removeprefix("schedule:beat:"))
+    assert found == expected("beat", "every 1s", began, last)
+    assert total(cluster_config, "SELECT count(*) FROM workflow") == len(found)
+    info = await client.schedules.get("beat")
+    assert (info.last_id, info.last_at, info.state) == (found[-1], last, "active")
+
+
+async def test_a_tick_comes_within_a_second_of_its_time_by_the_shards_clock(
+    cluster_config: ClusterConfig, client: AsyncClient
+) -> None:
+    await client.schedules.create("beat", 2, "work")
+    async with ticking(cluster_config):
+        await until(lambda: len(ran(cluster_config, "beat")) >= 2, 30)
+    late = [
+        row[0]
+        for k in range(3)
+        for row in rows(
+            cluster_config,
+            "SELECT extract(epoch FROM submitted_at - substring(id FROM 'beat:(.*)')::timestamptz) FROM workflow",
+            shard=k,
+        )
+    ]
+    assert len(late) >= 2
+    assert all(seconds >= 0 for seconds in late), "before its time"
+
+
+@pytest.mark.parametrize("missed", ["skip", "latest", "all"])
+async def test_after_a_time_without_workers_missed_ticks_go_by_the_policy(
+    cluster_config: ClusterConfig, client: AsyncClient, missed: str
+) -> None:
+    # The next tick is far away, so that what comes is what was missed: the last one 2 to 4 hours ago.
+    now = datetime.now(UTC)
+    text = f"0 {(now.hour - 4) % 24},{(now.hour - 3) % 24} * * *"
+    await client.schedules.create("reports", text, "work", missed=missed)
+    began = set_back(cluster_config, "reports", 5 * 3600)
+    async with ticking(cluster_config):
+        until_then = await decided(cluster_config, "reports")
+    all_of_them = expected("reports", text, began, until_then)
+    assert len(all_of_them) >= 2
+    wanted = {"skip": [], "latest": all_of_them[-1:], "all": all_of_them}[missed]
+    assert ran(cluster_config, "reports") == wanted
+
+
+async def test_a_crash_of_the_ticker_within_the_minute_is_no_missed_tick(
+    cluster_config: ClusterConfig, client: AsyncClient
+) -> None:
+    await client.schedules.create("beat", 5, "work", missed="skip")
+    began = set_back(cluster_config, "beat", 40)
+    async with ticking(cluster_config):
+        until_then = await decided(cluster_config, "beat")
+    found = ran(cluster_config, "beat")
+    assert len(found) >= 8
+    assert found == expected("beat", "every 5s", began, until_then)
+
+
+async def test_a_ticker_that_dies_between_the_submit_and_its_note_is_followed_without_a_second_run(
+    cluster_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.schedules.create("beat", 3600, "work")
+    began = set_back(cluster_config, "beat", 3600 - 1e-3)
+    ticks = expected("beat", "every 3600s", began, began + timedelta(hours=1))
+    original, died = schedules.submitted, asyncio.Event()
+
+    async def die(*_: Any) -> None:
+        died.set()
+        raise ShardUnavailable("died here")
+
+    monkeypatch.setattr(schedules, "submitted", die)
+    change = "UPDATE schedule SET missed = 'all' WHERE name = 'beat'"
+    rows(cluster_config, change, shard=home(cluster_config, "beat"))
+    async with ticking(cluster_config):
+        await asyncio.wait_for(died.wait(), 30)
+    assert ran(cluster_config, "beat") == ticks, "submitted, and not noted"
+    here = home(cluster_config, "beat")
+    assert one(cluster_config, "SELECT tries FROM tick", shard=here) >= 1
+    monkeypatch.setattr(schedules, "submitted", original)
+    rows(cluster_config, "UPDATE tick SET try_at = now()", shard=here)
+    async with ticking(cluster_config):
+        await decided(cluster_config, "beat")
+    assert ran(cluster_config, "beat") == ticks
+    assert total(cluster_config, "SELECT count(*) FROM workflow") == 1
+
+
+async def test_a_ticker_that_dies_before_the_submit_loses_nothing(
+    cluster_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is decided already; that somebody else submits it does not hang on the policy for missed ticks."""
+    from shardflow.worker.ticker import Ticker
+
+    await client.schedules.create("beat", 3600, "work", missed="all")
+    began = set_back(cluster_config, "beat", 3600 - 1e-3)
+    ticks = expected("beat", "every 3600s", began, began + timedelta(hours=1))
+    died = asyncio.Event()
+
+    async def die(*_: Any) -> None:
+        died.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ticker, "_submit", die)
+        async with ticking(cluster_config):
+            await asyncio.wait_for(died.wait(), 30)
+    here = home(cluster_config, "beat")
+    assert ran(cluster_config, "beat") == []
+    assert one(cluster_config, "SELECT count(*) FROM tick", shard=here) == 1
+    rows(cluster_config, "UPDATE schedule SET missed = 'skip'", shard=here)
+    rows(cluster_config, "UPDATE tick SET try_at = now()", shard=here)
+    async with ticking(cluster_config):
+        await decided(cluster_config, "beat")
+    assert ran(cluster_config, "beat") == ticks
+
+
+async def test_connections_that_break_at_any_moment_cost_no_tick_and_repeat_none(make_cluster: MakeCluster) -> None:
+    config = make_cluster(pool=replace(POOL, timeout=1.0))
+    async with AsyncClient(config) as client:
+        await client.schedules.create("beat", 1, "work", missed="all")
+    began = of_schedule(config, "beat", "decided_to")
+    async with ticking(config), ticking(config):
+        broken = 0
+        while len(ran(config, "beat")) < 5 or broken < 10:
+            broken += terminate(config, "client", random.randrange(3))
+            await asyncio.sleep(random.uniform(0.0, 0.3))
+        until_then = await decided(config, "beat")
+    assert ran(config, "beat") == expected("beat", "every 1s", began, until_then)
+
+
+async def test_a_tick_for_a_shard_that_is_away_waits_for_it_and_no_other_does(
+    cluster_config: ClusterConfig, client: AsyncClient, lab: Any
+) -> None:
+    names = ids_on(cluster_config, 0, 2, "away-")
+    away = next(f"{name}{{{key}}}" for name, key in zip(names, ids_on(cluster_config, 2, 2, "k"), strict=True))
+    # A name in braces keeps a schedule's workflows on the schedule's own shard; here it is the routing key of both.
+    assert home(cluster_config, away) == 2
+    here = ids_on(cluster_config, 0, 1, "here")[0]
+    await client.schedules.create(f"{{{here}}}", 1, "work")
+    others = [key for key in (f"m{n}" for n in range(40)) if home(cluster_config, key) == 0][:12]
+    for name in others:
+        await client.schedules.create(name, 3600, "work", missed="all")
+        set_back(cluster_config, name, 3 * 3600)
+    targets = {
+        name: [home(cluster_config, id) for id in _hours(name, of_schedule(cluster_config, name, "decided_to"))]
+        for name in others
+    }
+    assert any(2 in found for found in targets.values()), "no tick for the shard that is away"
+    lab.server(2).stop("immediate")
+    async with ticking(cluster_config, shards=(0,)):
+        await until(lambda: _submitted_here(cluster_config, f"{{{here}}}") >= 3, 30)
+        waiting = sum(found.count(2) for found in targets.values())
+        left = "SELECT count(*) FROM tick"
+        await until(lambda: one(cluster_config, left) == waiting, 30, "all but those of the shard that is away")
+        lab.server(2).start()
+        for name in others:
+            await decided(cluster_config, name)
+    for name in others:
+        assert len(ran(cluster_config, name)) == len(targets[name])
+
+
+def _hours(name: str, since: datetime) -> list[str]:
+    return expected(name, "every 3600s", since, datetime.now(UTC))
+
+
+def _submitted_here(config: ClusterConfig, name: str) -> int:
+    return int(one(config, "SELECT count(*) FROM workflow WHERE id LIKE %s", f"schedule:{name}:%"))
+
+
+async def test_without_overlap_a_tick_is_left_out_while_the_workflow_before_has_not_ended(
+    cluster_config: ClusterConfig, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "shardflow.worker")
+    await client.schedules.create("beat", 1, "work", overlap="skip")
+    async with ticking(cluster_config), ticking(cluster_config):
+        await until(lambda: sum("left out" in record.message for record in caplog.records) >= 3, 30)
+        first = ran(cluster_config, "beat")
+        assert len(first) == 1
+        here = home(cluster_config, first[0])
+        end = "INSERT INTO outcome (wf, status) SELECT wf, 'succeeded' FROM workflow WHERE id = %s"
+        rows(cluster_config, end, first[0], shard=here)
+        await until(lambda: len(ran(cluster_config, "beat")) == 2, 30)
+        await until(lambda: sum("left out" in record.message for record in caplog.records) >= 6, 30)
+    assert len(ran(cluster_config, "beat")) == 2
+
+
+async def test_a_schedule_that_cannot_be_understood_keeps_no_other_from_ticking(
+    shard_config: ClusterConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncClient(shard_config) as client:
+        await client.schedules.create("bad", 1, "work")
+        await client.schedules.create("good", 1, "work")
+    rows(shard_config, "UPDATE schedule SET zone = 'Mars/Base' WHERE name = 'bad'")
+    async with ticking(shard_config):
+        await until(lambda: len(ran(shard_config, "good")) >= 2, 30)
+    assert ran(shard_config, "bad") == []
+    assert "cannot be understood" in caplog.text
+
+
+async def test_a_workflow_of_another_kind_under_a_ticks_id_does_not_stop_the_schedule(
+    shard_config: ClusterConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncClient(shard_config) as client:
+        await client.schedules.create("beat", 3600, "work", missed="all")
+        began = set_back(shard_config, "beat", 3 * 3600)
+        taken = expected("beat", "every 3600s", began, began + timedelta(hours=2))[0]
+        await client.submit("another", id=taken)
+    async with ticking(shard_config):
+        await decided(shard_config, "beat")
+    assert len(ran(shard_config, "beat")) == 3
+    assert "submitted before as another one" in caplog.text
+
+
+async def test_schedules_in_the_code_are_made_changed_and_found_again(shard_config: ClusterConfig) -> None:
+    old, new = App("app"), App("app")
+    for app, text in ((old, "0 3 * * *"), (new, "0 4 * * *")):
+        app.schedule(text, name="nightly")(app.workflow(name="work")(_work))
+    async with ticking(shard_config, old):
+        await until(lambda: rows(shard_config, "SELECT spec FROM schedule") == [("0 3 * * *",)])
+        rows(shard_config, "UPDATE schedule SET paused = true, next_at = NULL")
+        async with ticking(shard_config, new):
+            await until(lambda: rows(shard_config, "SELECT spec FROM schedule") == [("0 4 * * *",)])
+            assert one(shard_config, "SELECT paused AND next_at IS NULL FROM schedule"), "a pause survives a change"
+
+
+async def _work() -> None: ...
+
+
+async def test_two_versions_of_the_code_do_not_fight_over_a_schedule(
+    shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardflow.worker.ticker.CONFIRM", 0.02)
+    rows(shard_config, "CREATE TABLE change (spec text)")
+    rows(
+        shard_config,
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN IF OLD.spec <> NEW.spec THEN INSERT INTO shardflow.change VALUES (NEW.spec); END IF;"
+        " RETURN NEW; END'",
+    )
+    rows(shard_config, "CREATE TRIGGER note BEFORE UPDATE ON schedule FOR EACH ROW EXECUTE FUNCTION note()")
+    old, new = App("app"), App("app")
+    for app, text in ((old, "0 3 * * *"), (new, "0 4 * * *")):
+        app.schedule(text, name="nightly")(app.workflow(name="work")(_work))
+    seen = "SELECT confirmed_at FROM schedule"
+    async with ticking(shard_config, old):
+        await until(lambda: rows(shard_config, seen))
+        async with ticking(shard_config, new):
+            await until(lambda: rows(shard_config, "SELECT spec FROM change"))
+            for _ in range(10):
+                before = one(shard_config, seen)
+                await until(lambda before=before: one(shard_config, seen) > before)
+            assert rows(shard_config, "SELECT spec FROM change") == [("0 4 * * *",)]
+        # The new version is gone, as after a rollback that left an old worker running: its time comes again.
+        rows(shard_config, "UPDATE schedule SET confirmed_at = now() - interval '1 hour'")
+        await until(lambda: rows(shard_config, "SELECT spec FROM schedule") == [("0 3 * * *",)])
+
+
+async def test_a_schedule_that_was_taken_out_of_the_code_rests_and_comes_back_with_it(
+    shard_config: ClusterConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("app")
+    app.schedule(1, name="beat")(app.workflow(name="work")(_work))
+    async with ticking(shard_config, app):
+        await until(lambda: len(ran(shard_config, "beat")) >= 1, 30)
+    rows(shard_config, "UPDATE schedule SET confirmed_at = now() - interval '1 hour'")
+    async with ticking(shard_config), AsyncClient(shard_config) as client:
+        await until(lambda: one(shard_config, "SELECT next_at IS NULL FROM schedule"), 30)
+        assert "no worker has it in its code" in caplog.text
+        assert (await client.schedules.get("beat")).state == "no code"
+        before = len(ran(shard_config, "beat"))
+        async with ticking(shard_config, app):
+            await until(lambda: len(ran(shard_config, "beat")) > before, 30)
+            assert (await client.schedules.get("beat")).state == "active"
+
+
+async def test_a_shard_without_schedules_is_asked_seldom(
+    shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    asked = 0
+    original = schedules.look
+
+    async def look(*args: Any) -> schedules.Look:
+        nonlocal asked
+        asked += 1
+        return await original(*args)
+
+    monkeypatch.setattr(schedules, "look", look)
+    async with ticking(shard_config):
+        await until(lambda: asked == 1)
+        await asyncio.sleep(1.5)
+        assert asked == 1
