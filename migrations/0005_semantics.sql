@@ -182,7 +182,7 @@ BEGIN
         FROM given WHERE NOT news AND (missing IS NULL OR missing > ends)
     )
     INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
-    SELECT nextval('{schema}.key'), w.wf, w.priority, g.attempt, true, {schema}.lane(w.queue, w.options)
+    SELECT w.wf, w.wf, w.priority, g.attempt, true, {schema}.lane(w.queue, w.options)
     FROM given g JOIN {schema}.workflow w USING (wf) WHERE g.news OR g.missing <= g.ends;
     GET DIAGNOSTICS back = ROW_COUNT;
     IF back > 0 THEN
@@ -259,7 +259,7 @@ BEGIN
         WHERE s.wf = news.wf AND (s.topics && news.topics OR s.missing <= news.ends) RETURNING s.wf, s.attempt
     )
     INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
-    SELECT nextval('{schema}.key'), w.wf, w.priority, gone.attempt, true, {schema}.lane(w.queue, w.options)
+    SELECT w.wf, w.wf, w.priority, gone.attempt, true, {schema}.lane(w.queue, w.options)
     FROM gone JOIN {schema}.workflow w USING (wf);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN
@@ -285,6 +285,7 @@ BEGIN
     WHERE w.id = ANY(ids);
     IF done IS NOT NULL THEN
         PERFORM count(*) FROM {schema}.ended(done, 0);
+        PERFORM {schema}.ring();
     END IF;
     RETURN QUERY SELECT DISTINCT g.id FROM unnest(ids) AS g (id)
         WHERE NOT EXISTS (SELECT FROM {schema}.workflow w WHERE w.id = g.id);

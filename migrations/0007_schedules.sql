@@ -1,10 +1,10 @@
 -- Schedules, each on the shard that its name belongs to, and their ticks that are not submitted yet.
 
 -- name: schedule
--- All ticks until `decided_to` have been decided. `next_at` is when to look next, NULL for a schedule that rests: it is paused,
--- has no ticks any more, or is from code that no worker has now. Of a schedule from code, `started_at` is when the process
--- was started whose definition this is, `confirmed_at` when a worker last said that it has it. `last_id` is the workflow of
--- the newest submitted tick.
+-- All ticks until `decided_to` have been decided. `next_at` is when to look next, NULL for a schedule that rests: it
+-- is paused, has no ticks any more, or is from code that no worker has now. Of a schedule from code, `started_at` is
+-- when the process was started whose definition this is, `confirmed_at` when a worker last said that it has it.
+-- `last_id` is the workflow of the newest submitted tick.
 CREATE TABLE {schema}.schedule (
     name text COLLATE "C" PRIMARY KEY,
     slot integer NOT NULL,
@@ -33,8 +33,8 @@ CREATE TABLE {schema}.schedule (
 CREATE INDEX schedule_next ON {schema}.schedule (next_at) WHERE next_at IS NOT NULL;
 
 -- name: tick
--- A tick that is decided and whose workflow is not known to be submitted yet. `try_at` is when it may be taken next; `tries`
--- goes up when somebody takes it, which shuts out who took it before.
+-- A tick that is decided and whose workflow is not known to be submitted yet. `try_at` is when it may be taken next;
+-- `tries` goes up when somebody takes it, which shuts out who took it before.
 CREATE TABLE {schema}.tick (
     schedule text COLLATE "C" NOT NULL REFERENCES {schema}.schedule (name) ON DELETE CASCADE,
     at timestamptz NOT NULL,

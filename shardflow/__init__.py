@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import blocking
-from .app import App, Call, Step, Workflow
+from .app import App, Call, Step, Transaction, Workflow
 from .children import ChildHandle, gather, start, start_many
 from .client.aio import AsyncClient
 from .client.handle import AsyncHandle
@@ -54,6 +54,7 @@ from .model import (
     Waited,
     WorkflowInfo,
 )
+from .versions import deprecate_patch, patched
 from .worker.worker import Worker
 
 __version__ = RELEASE
@@ -99,6 +100,7 @@ __all__ = [
     "StepInfo",
     "StepTimeout",
     "SubmitUncertain",
+    "Transaction",
     "UsageError",
     "Waited",
     "Worker",
@@ -110,10 +112,12 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowTimeout",
     "blocking",
+    "deprecate_patch",
     "gather",
     "info",
     "load_config",
     "now",
+    "patched",
     "random",
     "receive",
     "send",

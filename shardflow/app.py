@@ -9,12 +9,12 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from .context import current
 from .core.codec import CallCodec
 from .core.codecs import Codecs
-from .core.lanes import lane_of
+from .core.lanes import check_part, lane_of, versions_of
 from .core.options import NONE, Options, seconds_of
 from .core.retry import Retry
 from .core.routing import check_name
@@ -23,6 +23,7 @@ from .core.schedule import define as make_schedule
 from .core.suggest import did_you_mean
 from .errors import InvalidInput, UsageError
 from .model import DEFAULT_QUEUE
+from .queue import Queue
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +106,52 @@ class Step(_Definition[P, R]):
         return cast(R, await value) if inspect.isawaitable(value) else value
 
 
+#: Isolation levels of transactional steps, the default first.
+ISOLATIONS = ("read committed", "repeatable read", "serializable")
+
+
+class Transaction(Step[P, R]):
+    """A step that is a transaction on the workflow's shard, which commits together with its checkpoint; made by
+    `App.transaction`. Called without its first parameter, the connection."""
+
+    kind = "transaction"
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Any, P], R],
+        name: str,
+        retry: Retry,
+        timeout: float | None = None,
+        isolation: str = ISOLATIONS[0],
+    ) -> None:
+        super().__init__(cast("Callable[P, R]", function), name, retry, timeout)
+        self.connected = function
+        self.isolation = isolation
+
+    def on(self, connection: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Just runs the function on this connection, in whatever transaction it has: outside of a workflow, in
+        tests."""
+        return self.connected(connection, *args, **kwargs)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Inside a workflow: runs in a transaction of its own, with retries. Elsewhere: raises UsageError, see
+        `on`."""
+        self._check_inside()
+        return super().__call__(*args, **kwargs)
+
+    def aio(self: Transaction[P, R], *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Calls a plain `def` one from an `async def` workflow; it runs in a thread. Await the answer."""
+        self._check_inside()
+        return super().aio(*args, **kwargs)
+
+    def _check_inside(self) -> None:
+        if current.get() is None:
+            raise UsageError(
+                f"transaction {self.name!r} was called outside of a workflow's code, where it has no connection: call"
+                f" {self.name}.on(connection, ...)"
+            )
+
+
 class Workflow(_Definition[P, R]):
     """A function that a worker runs to its end, whatever happens on the way; made by `App.workflow`."""
 
@@ -114,14 +161,17 @@ class Workflow(_Definition[P, R]):
         self,
         function: Callable[P, R],
         name: str,
-        queue: str,
+        queue: str | Queue,
         version: str | None = None,
         timeout: float | None = None,
         max_recoveries: int = MAX_RECOVERIES,
+        runs: Iterable[str | None] = (),
     ) -> None:
         super().__init__(function, name)
-        self.queue = check_name("queue", queue)
-        self.version = None if version is None else check_name("version", version)
+        self.queue = check_part("queue", queue.name if isinstance(queue, Queue) else queue)
+        self.priority = queue.priority if isinstance(queue, Queue) else 0
+        self.version = None if version is None else check_part("version", version)
+        self.runs = versions_of(self.version, runs)
         self.timeout = timeout
         self.max_recoveries = max_recoveries
 
@@ -152,8 +202,10 @@ class App:
         self.name = check_name("app", name)
         self.codecs = Codecs() if codecs is None else codecs
         self.workflows: dict[str, Workflow[..., Any]] = {}
+        self._by_version: dict[tuple[str, str | None], Workflow[..., Any]] = {}
         self.steps: dict[str, Step[..., Any]] = {}
         self.schedules: dict[str, Definition] = {}
+        self.limits: dict[str, Queue] = {}
 
     @overload
     def workflow(self, function: Callable[P, R], /) -> Workflow[P, R]: ...
@@ -164,8 +216,9 @@ class App:
         /,
         *,
         name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
+        queue: str | Queue = DEFAULT_QUEUE,
         version: str | None = None,
+        runs: Iterable[str | None] = (),
         timeout: float | timedelta | None = None,
         max_recoveries: int = MAX_RECOVERIES,
     ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
@@ -175,16 +228,19 @@ class App:
         /,
         *,
         name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
+        queue: str | Queue = DEFAULT_QUEUE,
         version: str | None = None,
+        runs: Iterable[str | None] = (),
         timeout: float | timedelta | None = None,
         max_recoveries: int = MAX_RECOVERIES,
     ) -> Any:
         """Makes a function a workflow; used as `@app.workflow` or `@app.workflow(queue="orders")`.
 
         Arguments: `name`, by which it is stored (default: the function's; changing it strands what is under way);
-        `queue`, where its submissions wait; `version` of the code: only workers with the same one run what was
-        submitted with it; `timeout`, seconds or timedelta from the submission until it is ended as failed;
+        `queue`, where its submissions wait, or a `Queue` with its limits; `version` of the code: only workers with the same one run what was
+        submitted with it; `runs`: other versions whose submissions this code runs too, None for those without one.
+        Several versions of a name may stand side by side in an app; the one defined last is the current one, which
+        `app.workflows` has. `timeout`, seconds or timedelta from the submission until it is ended as failed;
         `max_recoveries`, how often a worker may die under it before it is ended as dead. Raises UsageError for a name
         that is taken.
         """
@@ -193,8 +249,10 @@ class App:
             raise InvalidInput(f"max_recoveries must be a whole number from 0, not {max_recoveries!r}")
 
         def define(function: Callable[..., Any]) -> Workflow[..., Any]:
-            made = Workflow(function, name or function.__name__, queue, version, limit, max_recoveries)
-            self._add(self.workflows, made)
+            made = Workflow(function, name or function.__name__, queue, version, limit, max_recoveries, runs)
+            self._add_version(made)
+            if isinstance(queue, Queue):
+                self.queue(queue)
             return made
 
         return define if function is None else define(function)
@@ -238,6 +296,53 @@ class App:
 
         return define if function is None else define(function)
 
+    @overload
+    def transaction(self, function: Callable[Concatenate[Any, P], R], /) -> Transaction[P, R]: ...
+    @overload
+    def transaction(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | timedelta | None = None,
+        isolation: str = ISOLATIONS[0],
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Transaction[P, R]]: ...
+    def transaction(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | timedelta | None = None,
+        isolation: str = ISOLATIONS[0],
+    ) -> Any:
+        """Makes a function a transaction on the workflow's shard: what it writes there and its checkpoint commit
+        together, exactly once. Its first parameter is the connection, psycopg's AsyncConnection for an `async def`
+        and Connection for a plain one; it is called without.
+
+        Arguments: `name`, `retry`, `timeout` as of `step`; `isolation`: "read committed", "repeatable read" or
+        "serializable". Collisions with other transactions are tried again without counting. Raises UsageError for a
+        name that is taken.
+        """
+        limit = None if timeout is None else seconds_of("timeout", timeout)
+        if retry is not None and not isinstance(retry, Retry):
+            raise InvalidInput(f"retry must be a shardflow.Retry, not {type(retry).__name__}")
+        if isolation not in ISOLATIONS:
+            raise InvalidInput(
+                f"isolation must be one of {', '.join(ISOLATIONS)}, not {isolation!r}"
+                f"{did_you_mean(str(isolation), ISOLATIONS)}"
+            )
+
+        def define(function: Callable[..., Any]) -> Transaction[..., Any]:
+            made = Transaction(function, name or function.__name__, retry or _ONCE, limit, isolation)
+            self._add(self.steps, made)
+            return made
+
+        return define if function is None else define(function)
+
     def schedule(
         self,
         when: str | timedelta | float,
@@ -260,7 +365,7 @@ class App:
         """
 
         def define(made: Workflow[P, R]) -> Workflow[P, R]:
-            if not isinstance(made, Workflow) or self.workflows.get(made.name) is not made:
+            if not isinstance(made, Workflow) or self._by_version.get((made.name, made.version)) is not made:
                 raise UsageError("@app.schedule(...) goes above the @app.workflow of the same app")
             known = options.changed(version=options.version or made.version, timeout=options.timeout or made.timeout)
             called = made.name if name is None else name
@@ -274,6 +379,16 @@ class App:
 
         return define
 
+    def queue(self, queue: Queue | str, /, **limits: Any) -> Queue:
+        """Declares a queue with its limits, also one that only other programs submit to; see `Queue`.
+
+        Raises UsageError where the app has declared it otherwise.
+        """
+        made = queue if isinstance(queue, Queue) else Queue(queue, **limits)
+        if self.limits.setdefault(made.name, made) != made:
+            raise UsageError(f"app {self.name!r} has declared the queue {made.name!r} with other limits: declare it once")
+        return made
+
     def _add(self, into: dict[str, Any], made: _Definition[..., Any]) -> None:
         if made.name in into:
             raise UsageError(
@@ -282,19 +397,41 @@ class App:
         made.codec = CallCodec(made.function, codecs=self.codecs)
         into[made.name] = made
 
+    def _add_version(self, made: Workflow[..., Any]) -> None:
+        for version in made.runs:
+            if (other := self._by_version.get((made.name, version))) is not None:
+                what = "no version" if version is None else f"version {version!r}"
+                raise UsageError(
+                    f"app {self.name!r} already has a workflow named {made.name!r} that runs {what}:"
+                    f" {other.function.__qualname__}: give one another name or version"
+                )
+        self.workflows.pop(made.name, None)
+        self._add(self.workflows, made)
+        self._by_version.update(((made.name, version), made) for version in made.runs)
+
+    @property
+    def definitions(self) -> list[Workflow[..., Any]]:
+        """All of its workflows, with every version of each."""
+        return list(dict.fromkeys(self._by_version.values()))
+
     @property
     def queues(self) -> list[str]:
         """The queues that the app's workflows are submitted to."""
-        return sorted({w.queue for w in self.workflows.values()} | {DEFAULT_QUEUE})
+        scheduled = {schedule.queue for schedule in self.schedules.values()}
+        return sorted({w.queue for w in self.definitions} | {DEFAULT_QUEUE} | scheduled | self.limits.keys())
 
     def lanes(self, queues: Iterable[str]) -> list[str]:
-        """What to dequeue from to serve these queues: each of them, and the versions of this app's workflows in
-        it."""
-        versions = {w.version for w in self.workflows.values() if w.version is not None}
-        return [lane_of(queue, version) for queue in queues for version in (None, *sorted(versions))]
+        """What to dequeue from to serve these queues: in each of them, the versions that this app's workflows run."""
+        versions = sorted({version for _, version in self._by_version}, key=lambda v: (v is not None, v))
+        return [lane_of(queue, version) for queue in queues for version in versions]
+
+    def runner(self, name: str, version: str | None) -> Workflow[..., Any] | None:
+        """The code that runs what was submitted under that name with that version; None where there is none."""
+        return self._by_version.get((name, version))
 
     def find(self, name: str) -> Workflow[..., Any]:
-        """The workflow of that name. Raises UsageError, with the nearest name, where there is none."""
+        """The current version of the workflow of that name. Raises UsageError, with the nearest name, where there is
+        none."""
         if name not in self.workflows:
             raise UsageError(
                 f"app {self.name!r} has no workflow named {name!r}{did_you_mean(name, list(self.workflows))}"

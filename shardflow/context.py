@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from .core.codecs import Codecs
@@ -40,6 +40,9 @@ class Runtime(Protocol):
     def value(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Records what `make` gives, or answers what is recorded; no step begins before the record has committed."""
 
+    def patched(self, id: str, deprecated: bool) -> bool:
+        """Whether the run is to go the way of the patch, see `versions.patched`; `deprecated`: there is no other."""
+
     def step(self, step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
         """Runs a step of an `async def` workflow and checkpoints its outcome, or answers the recorded one."""
 
@@ -65,6 +68,9 @@ class Runtime(Protocol):
 
     def ends(self, ids: Sequence[str]) -> Coroutine[Any, Any, list[tuple[bytes | None, BaseException | None]]]:
         """How these children ended, when all of them have: output, or the error."""
+
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+        """Ends this run of the code; the workflow begins anew with these arguments."""
 
     def block_on(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs an operation for a workflow that is a plain `def`, and waits for it in its thread."""

@@ -115,6 +115,13 @@ class WorkflowCancelled(WorkflowFailed):
         super().__init__(workflow_id, type or "shardflow.errors.WorkflowCancelled", message or "cancelled", traceback)
 
 
+class WorkflowDead(WorkflowFailed):
+    """The workflow was given up because its workers died under it.
+
+    Attributes as of WorkflowFailed.
+    """
+
+
 class DependencyFailed(WorkflowError):
     """A workflow that this one was to run after did not succeed."""
 

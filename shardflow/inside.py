@@ -14,7 +14,7 @@ import uuid as _uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .context import Runtime, clock, current
 from .core.options import MAX_SECONDS, seconds_of
@@ -119,6 +119,17 @@ def set_event(key: str, value: Any = None) -> Awaitable[None]:
     answer."""
     run = awaiting(_workflow("set_event"), "set_event")
     return run.set_event(check_name("event", key), run.codecs.encode(value, what=f"event {key!r}"))
+
+
+def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
+    """Ends this run of the workflow's code and begins it anew, under the same id with these arguments: for workflows
+    that go on for ever. Never returns; not awaited.
+
+    What was recorded is forgotten in the same transaction. Messages that were not received stay, events too; children
+    go on, and their ends are not heard any more. The time limit goes on as well. Raises UsageError outside of a
+    workflow, SerializationError.
+    """
+    _workflow("continue_as_new").continue_as_new(args, kwargs)
 
 
 def awaiting(run: Runtime, name: str) -> Runtime:

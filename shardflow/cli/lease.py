@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..core.lanes import said
 from ..storage import leases
 from .ask import ask_all
 from .output import emit_json, table
@@ -34,7 +35,7 @@ def list_(settings: Settings, as_json: bool) -> None:
                 "expires_at": row.expires_at,
                 "expired": row.expired,
                 "claiming": row.claiming,
-                "queues": row.queues,
+                "queues": [said(lane) for lane in row.queues],
                 "claimed": row.claimed,
             }
             for name, row in found
@@ -64,7 +65,7 @@ def list_(settings: Settings, as_json: bool) -> None:
                     row.expires_at,
                     row.expired,
                     row.claiming,
-                    row.queues,
+                    [said(lane) for lane in row.queues],
                     row.claimed,
                 )
                 for name, row in found

@@ -30,6 +30,7 @@ NOUNS = {
     "migrate": "Bring the shards' schemas up to date.",
     "rebalance": "Which worker is to serve which shard, and why.",
     "rebalancer": "Run a rebalancer that is not part of a worker.",
+    "run": "Run an example program on Postgres servers of its own.",
     "schedule": "Workflows that run by the clock.",
     "shard": "The shards of the cluster.",
     "slot": "Where a workflow id belongs.",

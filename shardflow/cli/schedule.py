@@ -59,9 +59,8 @@ def show(settings: Settings, name: str, as_json: bool) -> None:
         return
     table(_COLUMNS, [_row(info)])
     click.echo(f"\ninput: {json.dumps(payload(info.input), ensure_ascii=False)}")
-    click.echo(
-        f"missed: {info.missed}, overlap: {info.overlap}, defined in {'code' if info.from_code else 'no code'}"
-    )
+    made = "in the code of an app" if info.from_code else "by a client"
+    click.echo(f"missed: {info.missed}, overlap: {info.overlap}, made {made}")
     if info.last_id is not None:
         click.echo(f"last workflow: {info.last_id}")
     for tick in ahead:

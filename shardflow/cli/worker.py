@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import click
 
 from ..core.fleet import WorkerRow
+from ..core.lanes import said
 from ..storage import leases, registry
 from ..storage.shard import Conn, Shard
 from .ask import ask_all
@@ -165,6 +166,7 @@ def _entry(
 ) -> dict[str, object]:
     home, row = found if found is not None else (None, None)
     live = [(shard, lease) for shard, lease in held if not lease.expired]
+    lanes = sorted({lane for _, lease in held for lane in lease.queues}) if row is None else row.queues
     return {
         "worker": name,
         "state": _state(row),
@@ -176,7 +178,7 @@ def _entry(
         "wanted": None if row is None else row.wanted,
         "cut_off": [] if row is None else row.cut_off,
         "pinned": None if row is None else row.pinned,
-        "queues": sorted({q for _, lease in held for q in lease.queues}) if row is None else row.queues,
+        "queues": [said(lane) for lane in lanes],
         "labels": [] if row is None else row.labels,
         "running": None if row is None else row.running,
         "capacity": None if row is None else row.capacity,

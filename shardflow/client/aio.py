@@ -26,6 +26,7 @@ from .handle import AsyncHandle
 from .messaging import Messaging
 from .queries import Queries
 from .schedules import AsyncSchedules
+from .transactional import Transactional
 from .waiter import Waiter
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class AsyncClient(Queries, Messaging):
         self._router = self.delivery.router
         self._sender = self.delivery.sender
         self._waiters: dict[str, Waiter] = {}
+        self.cluster_id: str | None = None
 
     @classmethod
     def from_config(cls, path: str | Path, *, codecs: Codecs | None = None) -> Self:
@@ -85,13 +87,19 @@ class AsyncClient(Queries, Messaging):
         `key_concurrency`; `attributes`; `timeout`; `version`. A workflow's own argument of such a name goes by its
         place, or as
         `submit_many([f.call(delay=1).set(id="x")])`.
+        With `connection`, psycopg's, to one of the cluster's databases it is part of that connection's transaction:
+        it is there when the caller commits. An id that belongs to a shard elsewhere is relayed from there by a worker;
+        where such an id is another workflow's already, nobody is told.
         The same id again gives the first one's handle. Raises WorkflowConflict where that had another name or input,
         InvalidInput for what cannot be submitted, ShardUnavailable where the id's shard does not answer,
         SubmitUncertain where the connection was lost on the way (submit again with the same id), WorkflowNotFound
         where there is no workflow to run after.
         """
+        connection = kwargs.pop("connection", None)
         options = {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()}
         call: Call[Any] = Call(workflow, args, kwargs, Options(**options) if options else NONE)
+        if connection is not None:
+            return await Transactional(self, connection).submit(call)
         return (await self._submit([call]))[0]
 
     async def submit_many(self, calls: Iterable[Call[T]]) -> list[AsyncHandle[T]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.codecs import Codecs
 from ..core.options import seconds_of
@@ -16,6 +16,10 @@ from ..errors import ResultTimeout, ShardUnavailable, WorkflowNotFound
 from ..model import ClusterConfig
 from ..storage import messages
 from ..storage.messages import Letter
+from .transactional import Transactional
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
 
 #: Seconds between two looks at an event that is waited for: the first time, and at the most.
 FIRST_LOOK, LAST_LOOK = 0.01, 0.5
@@ -28,21 +32,29 @@ class Messaging:
     codecs: Codecs
     delivery: Delivery
 
-    async def send(self, id: str, topic: str, value: Any = None, *, key: str | None = None) -> None:
+    async def send(
+        self, id: str, topic: str, value: Any = None, *, key: str | None = None, connection: Any = None
+    ) -> None:
         """Sends a message to a workflow; returns when the workflow's shard has it. It may arrive before its receiver
         starts.
 
         Arguments: `id`; `topic`; `value`, of a kind that can be stored; `key`: of messages with the same key on the
         topic the receiver gets one. Without a key each call is one message, also where the connection was lost on the
         way. Raises WorkflowNotFound where no workflow has the id, ShardUnavailable where its shard does not answer:
-        the message may have arrived, and can be sent again with the same key.
+        the message may have arrived, and can be sent again with the same key. With `connection` it is part of that
+        connection's transaction, see `submit`; to a workflow of a shard elsewhere it is relayed, and nobody is told
+        where there is no such id.
         """
         check_id(id)
         check_topic(topic)
         if key is not None:
             check_name("key", key)
         data = self.codecs.encode(value, what=f"message on {topic!r}", limits=self.config.payload)
-        letter = Letter(id, topic, key or f"\x1f{uuid.uuid4().hex}", data)
+        key = key or f"\x1f{uuid.uuid4().hex}"
+        if connection is not None:
+            await Transactional(cast("AsyncClient", self), connection).send(id, topic, key, data)
+            return
+        letter = Letter(id, topic, key, data)
         await self.delivery.courier.deliver(letter, self.config.pool.timeout)
 
     async def event(self, id: str, key: str, timeout: float | timedelta | None = None, *, type: Any = Any) -> Any:

@@ -15,6 +15,7 @@ from ..app import Call, Workflow
 from ..core.codecs import Codecs
 from ..errors import UsageError
 from ..model import ClusterConfig, Status, StepInfo, WorkflowInfo
+from ..storage.caller import refuse_async
 from ..storage.ending import end
 from .aio import AsyncClient
 from .handle import AsyncHandle
@@ -147,6 +148,7 @@ class Client(SyncQueries, SyncMessaging):
     def submit(self, workflow: str, /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
     def submit(self, workflow: Workflow[..., Any] | str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """See `AsyncClient.submit`."""
+        refuse_async(kwargs.get("connection"))
         return self._held(self._background.run(self._client.submit(workflow, *args, **kwargs)))
 
     def submit_many(self, calls: Iterable[Call[T]]) -> list[Handle[T]]:

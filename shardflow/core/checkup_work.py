@@ -8,6 +8,7 @@ from ..model import ClusterConfig
 from .checkup_server import holders
 from .facts import Facts, Misplaced, Table
 from .finding import Notes, counted, lasting, literal, quoted, some
+from .lanes import SUSPECT, queue_of, said, version_of
 from .slotmap import slot_ranges
 
 #: Seconds: peers end a lease well within it; no fresh workflow should be ready for longer; no row be in the outbox.
@@ -186,11 +187,17 @@ def workers(notes: Notes, facts: Facts, config: ClusterConfig) -> None:
     if claimers and all(each.queues for each in claimers):
         served = {queue for each in claimers for queue in each.queues}
         for queue in facts.queues:
-            if queue.name not in served:
+            if queue.name.removesuffix(SUSPECT) not in served:
+                name, version = queue_of(queue.name), version_of(queue.name)
+                code = "workflows of that queue"
+                if version is not None or any(queue_of(other) == name for other in served):
+                    code = "workflows " + ("without a version" if version is None else f"of version {version!r}")
+                    code += ", or `runs` it in a newer one"
                 notes.error(
-                    f"{counted(queue.ready, 'workflow')} ready in the queue {queue.name!r}, which no worker serves",
-                    "start a worker whose app has workflows of that queue",
-                    f"{START} --queue {shlex.quote(queue.name)}",
+                    f"{counted(queue.ready, 'workflow')} ready in the queue {said(queue.name)!r}, which no worker"
+                    " serves",
+                    f"start a worker whose app has {code}",
+                    f"{START} --queue {shlex.quote(name)}",
                 )
     notes.well(f"{counted(len(names), 'worker')} here")
 
@@ -235,7 +242,8 @@ def places(notes: Notes, facts: Facts, config: ClusterConfig) -> None:
             f"{_many(lost)} neither ready, claimed, suspended nor ended: {some([each.id for each in lost])}",
             "make them ready again" + report,
             f"INSERT INTO {schema}.ready (seq, wf, priority, replay, queue) SELECT nextval('{schema}.key'), wf,"
-            f" priority, true, queue FROM {schema}.workflow w WHERE id = ANY (ARRAY[{_ids(lost)}]) AND"
+            f" priority, true, {schema}.lane(queue, options) FROM {schema}.workflow w WHERE id = ANY"
+            f" (ARRAY[{_ids(lost)}]) AND"
             f" {absent}.outcome o WHERE o.wf = w.wf) AND {absent}.ready r WHERE r.wf = w.wf) AND"
             f" {absent}.wait s WHERE s.wf = w.wf) AND {absent}.claim c WHERE w.wf = ANY (c.wfs));",
         )
@@ -273,8 +281,8 @@ def ready(notes: Notes, facts: Facts, config: ClusterConfig) -> None:
     for queue in facts.queues:
         if queue.oldest is not None and queue.oldest > WAITING:
             notes.warn(
-                f"the oldest of {counted(queue.ready, 'workflow')} ready in the queue {queue.name!r} was submitted"
-                f" {lasting(queue.oldest)} ago",
+                f"the oldest of {counted(queue.ready, 'workflow')} ready in the queue {said(queue.name)!r} was"
+                f" submitted {lasting(queue.oldest)} ago",
                 "start more workers, or give them a higher --concurrency",
                 START,
             )

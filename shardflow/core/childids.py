@@ -26,13 +26,16 @@ class Children:
     given: tuple[str | None, ...] | None = None
 
     @classmethod
-    def of(cls, parent: str, seq: int, given: Sequence[str | None], colocate: bool, many: bool) -> Children:
+    def of(
+        cls, parent: str, seq: int, given: Sequence[str | None], colocate: bool, many: bool, generation: int = 0
+    ) -> Children:
         """The children of the call number `seq` of `parent`.
 
         `given` has the ids that the user chose, None for the others; with `colocate` they share the parent's shard;
-        `many` says that the call starts a list, even of one.
+        `many` says that the call starts a list, even of one; `generation`, how often the parent has begun anew.
         """
-        base = f"{_root(parent, colocate)}/{_number(seq)}"
+        again = f"{generation}~" if generation else ""
+        base = f"{_root(parent, colocate)}/{again}{_number(seq)}"
         if colocate and routing_key(base) != routing_key(parent):
             raise InvalidInput(
                 f"children of {parent!r} cannot be made to share its shard: give it an id with a hash tag, such as"

@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any, Self
 
 from ..errors import InvalidInput
-from .routing import check_id, check_name
+from .lanes import check_part
+from .routing import check_id, check_name, routing_key
 
 #: Bytes of a submission's attributes as JSON at the most: they are for searching, not for storing.
 MAX_ATTRIBUTES = 16_384
@@ -25,8 +26,10 @@ class Options:
     `id`: the idempotency key (None: one is made). `queue`: None for the workflow's own. `priority`: -32768 to 32767,
     the least first. `delay`: seconds or timedelta until it may begin. `after`: ids of workflows to run after (handles
     are taken too). `on_failure`: "fail" or "run", when one of those did not succeed. `dedup_key`: of workflows with
-    the same one only one is active at a time. `key_concurrency`: (key, n): of workflows with the same key at most n
-    run at a time.
+    the same one only one is active at a time; another submission gives its handle, or with `on_duplicate="reject"`
+    raises WorkflowConflict. `key_concurrency`: (key, n): of workflows with the same key at most n are active at a
+    time, the suspended ones among them; the others wait. An id that is given with one of these keys has it as its
+    routing key, as `{key}/order-1` has.
     `attributes`: to search by, JSON. `timeout`: seconds or timedelta from the submission until it is ended as failed.
     `version`: of the code, for a workflow that is submitted by name. Raises InvalidInput.
     """
@@ -38,6 +41,7 @@ class Options:
     after: Sequence[Any] = ()
     on_failure: str = "fail"
     dedup_key: str | None = None
+    on_duplicate: str = "return"
     key_concurrency: tuple[str, int] | None = None
     attributes: Mapping[str, Any] | None = None
     timeout: float | timedelta | None = None
@@ -48,7 +52,7 @@ class Options:
         if self.id is not None:
             check_id(self.id)
         if self.queue is not None:
-            check_name("queue", self.queue)
+            check_part("queue", self.queue)
         if (
             isinstance(self.priority, bool)
             or not isinstance(self.priority, int)
@@ -69,10 +73,16 @@ class Options:
             raise InvalidInput(f'on_failure must be "fail" or "run", not {self.on_failure!r}')
         if self.dedup_key is not None:
             check_name("dedup_key", self.dedup_key)
+        if self.on_duplicate not in ("return", "reject"):
+            raise InvalidInput(f'on_duplicate must be "return" or "reject", not {self.on_duplicate!r}')
         if self.version is not None:
-            check_name("version", self.version)
+            check_part("version", self.version)
         if self.key_concurrency is not None:
             _check_key_concurrency(self.key_concurrency)
+            if self.delay is not None or self.after:
+                raise InvalidInput("key_concurrency does not go with delay or after: sleep in the workflow instead")
+        if self.routing is not None:
+            _check_routing(self)
         if self.attributes is not None:
             _check_attributes(self.attributes)
 
@@ -82,6 +92,11 @@ class Options:
         if unknown := changes.keys() - known:
             raise InvalidInput(f"there is no option {min(unknown)!r}; the options are {', '.join(sorted(known))}")
         return replace(self, **changes)
+
+    @property
+    def routing(self) -> str | None:
+        """What the id's routing key has to be, where an option asks for it."""
+        return self.dedup_key if self.key_concurrency is None else self.key_concurrency[0]
 
     @property
     def plain(self) -> bool:
@@ -127,6 +142,23 @@ def _ids(after: object) -> tuple[str, ...]:
     if len(after) > MAX_AFTER:
         raise InvalidInput(f"after may have {MAX_AFTER:,} workflows, not {len(after):,}: put one in between")
     return tuple(dict.fromkeys(check_id(getattr(each, "id", each)) for each in after))
+
+
+def _check_routing(options: Options) -> None:
+    key = options.routing
+    assert key is not None
+    if options.dedup_key not in (None, key):
+        raise InvalidInput(
+            f"dedup_key {options.dedup_key!r} and the key of key_concurrency, {key!r}, must be the same: all that share"
+            " a key lie on one shard"
+        )
+    if "}" in key:
+        raise InvalidInput(f"the key {key!r} contains a closing brace, which a routing key cannot have")
+    if options.id is not None and routing_key(options.id) != key:
+        raise InvalidInput(
+            f"the id {options.id!r} has the routing key {routing_key(options.id)!r}, but the key is {key!r}: all that"
+            f" share a key lie on one shard, so give it an id such as {f'{{{key}}}/{options.id}'!r}, or none"
+        )
 
 
 def _check_key_concurrency(value: object) -> None:

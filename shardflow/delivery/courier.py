@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from ..core.retry import Retry
 from ..core.routing import slot_of
-from ..core.topics import WATCH
+from ..core.topics import CANCEL, WATCH
 from ..errors import MapChanged, ShardBusy, ShardUnavailable, WorkflowNotFound
 from ..model import ClusterConfig
-from ..storage import messages
+from ..storage import control, messages
 from ..storage.ending import end
 from ..storage.messages import Letter
 from .router import Router
@@ -175,13 +175,18 @@ class Courier:
     async def _hand_over(self, shard: str, generation: int, batch: Sequence[_Posted]) -> set[str]:
         pool = self._router.pool(shard)
         watches = [(p.letter.id, p.letter.key or "") for p in batch if p.letter.topic == WATCH]
-        letters = [p.letter for p in batch if p.letter.topic != WATCH]
+        cancels = [p.letter for p in batch if p.letter.topic == CANCEL]
+        letters = [p.letter for p in batch if p.letter.topic not in (WATCH, CANCEL)]
         absent: set[str] = set()
         async with pool.connection() as conn:
             if letters:
                 absent |= await messages.deliver(pool.shard, conn, generation, letters)
             if watches:
                 absent |= await messages.watch(pool.shard, conn, generation, watches, "shardflow.after")
+            if cancels:
+                ids = [letter.id for letter in cancels]
+                reasons = [(letter.value or b"").decode() or None for letter in cancels]
+                absent |= set(ids) - (await control.cancel(pool.shard, conn, generation, ids, reasons)).keys()
         return absent
 
     @staticmethod

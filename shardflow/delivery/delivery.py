@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from ..app import Call
@@ -21,7 +21,7 @@ from ..storage.messages import Letter
 from .courier import Courier
 from .router import Router
 from .sender import Item, Sender
-from .submission import make_item, untyped
+from .submission import make_item, unpack, untyped
 
 _BACKOFF = Retry(attempts=2, initial=0.1, factor=2.0, maximum=5.0, jitter=0.3)
 _random = random.SystemRandom()
@@ -33,9 +33,15 @@ BATCH = 2_000
 def drawing(router: Router, slot_map: SlotMap) -> Callable[[], str]:
     """Gives ids that belong to shards that answer."""
 
+    return drawing_from(slot_map, lambda: router.choice(slot_map))
+
+
+def drawing_from(slot_map: SlotMap, choice: Callable[[], Container[str]]) -> Callable[[], str]:
+    """Gives ids that belong to one of the shards in the choice."""
+
     def draw() -> str:
-        choice = router.choice(slot_map)
-        return draw_id(time.time_ns() // 1_000_000, _random.getrandbits, lambda id: slot_map.shard_of(id) in choice)
+        among = choice()
+        return draw_id(time.time_ns() // 1_000_000, _random.getrandbits, lambda id: slot_map.shard_of(id) in among)
 
     return draw
 
@@ -96,6 +102,10 @@ class Delivery:
                     raise
                 tries += 1
                 await asyncio.sleep(_BACKOFF.delay(min(tries, 8), random.random()))
+
+    def relay(self, packed: bytes) -> asyncio.Future[None]:
+        """A submission that was left in an outbox, see `submission.pack`; the future is done when it is there."""
+        return asyncio.ensure_future(self.submit([unpack(packed)]))
 
     def _gather(self, shard: str, items: list[Item]) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -63,6 +63,10 @@ class Item:
     shard: str = ""
     codecs: Codecs = DEFAULT
 
+    def new(self) -> NewWorkflow:
+        """As it is written."""
+        return NewWorkflow(self.id, self.name, self.queue, self.slot, self.input, self.priority, self.more)
+
 
 class Sender:
     """Sends items by the router's map.
@@ -136,12 +140,14 @@ class Sender:
         seconds = self._timeout + len(items) / SLOW_ROWS + size / SLOW_BYTES
         wait = min(REDRAW_AFTER, self._timeout) if _free(items) else None
         async with pool.connection(wait, answer=seconds) as conn:
-            new = [NewWorkflow(i.id, i.name, i.queue, i.slot, i.input, i.priority, i.more) for i in items]
+            new = [item.new() for item in items]
             made: dict[str, int] | None = None
             try:
                 made = await submissions.submit(pool.shard, conn, generation, new, seconds)
                 there = [item.id for item in items if item.id not in made]
                 known = await submissions.existing(pool.shard, conn, there) if there else {}
+                if len(made) + len(known) < len(items):
+                    await _take_active(pool.shard, conn, items, made, known)
                 if there:
                     await self._tell_parents(pool.shard, conn, generation, items, made)
             except ShardUnavailable as error:
@@ -155,17 +161,13 @@ class Sender:
             if item.id in made:  # the first of this id is the one that was written
                 known.setdefault(item.id, (made[item.id], item.name, item.input))
             item.wf, name, input = known[item.id]
-            differs = _difference(item, name, input)
+            differs = difference(item, name, input)
             if differs is not None:
                 conflicts.append((item, differs))
         if conflicts:
             item, differs = conflicts[0]
             more = f" (and {len(conflicts) - 1} more like it)" if len(conflicts) > 1 else ""
-            raise WorkflowConflict(
-                f"workflow id {item.id!r} was submitted before with {differs}{more}: use another id, or"
-                " get() the first",
-                workflow_id=item.id,
-            )
+            raise conflict(item, f"{differs}{more}")
 
     @staticmethod
     async def _tell_parents(
@@ -195,7 +197,15 @@ class Sender:
         )
 
 
-def _difference(item: Item, name: str, input: bytes) -> str | None:
+def conflict(item: Item, differs: str) -> WorkflowConflict:
+    """The exception for an id that another submission has."""
+    return WorkflowConflict(
+        f"workflow id {item.id!r} was submitted before with {differs}: use another id, or get() the first",
+        workflow_id=item.id,
+    )
+
+
+def difference(item: Item, name: str, input: bytes) -> str | None:
     """What was submitted under the id before, where it was not the same. Equal inputs need not have equal bytes."""
     if name != item.name:
         return f"name {name!r} instead of {item.name!r}"
@@ -203,6 +213,31 @@ def _difference(item: Item, name: str, input: bytes) -> str | None:
         return None if item.codecs.same(input, item.input, what="the input") else "another input"
     except SerializationError as error:
         return f"an input that cannot be compared ({error})"
+
+
+async def _take_active(
+    shard: Shard,
+    conn: Conn,
+    items: Sequence[Item],
+    made: Mapping[str, int],
+    known: dict[str, tuple[int, str, bytes]],
+) -> None:
+    """Gives items whose dedup_key another workflow has the id of that one. Raises WorkflowConflict where that is not
+    wanted, ShardBusy where it has just ended: it is to be tried again."""
+    short = [item for item in items if item.id not in made and item.id not in known and item.more]
+    keys = {item.more.dedup for item in short if item.more and item.more.dedup is not None}
+    found = await submissions.active(shard, conn, list(keys)) if keys else {}
+    for item in short:
+        key = item.more.dedup if item.more else None
+        if key not in found:
+            raise ShardBusy(f"shard {shard.name!r}: the workflow with dedup_key {key!r} has just ended", shard=shard.name)
+        id, wf, name = found[key]
+        if name != item.name or (item.more and item.more.reject):
+            raise WorkflowConflict(
+                f"workflow {id!r} ({name}) is active with dedup_key {key!r}: wait until it has ended, or use another key",
+                workflow_id=id,
+            )
+        item.id, known[id] = id, (wf, name, item.input)
 
 
 def _free(items: Sequence[Item]) -> bool:

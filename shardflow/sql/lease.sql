@@ -60,10 +60,12 @@ SELECT {schema}.end_lease(dead.lease, 1) FROM (
 ) dead
 
 -- name: cut_off
--- Ends the backend whose transaction keeps a lease from being expired although its time is over: half of a batch that
--- a frozen worker has sent can wait there for the rest for ever. Parameters: lease, seconds beyond its time.
+-- Ends the backends whose transactions keep a lease from being expired although its time is over: half of a batch that
+-- a frozen worker has sent can wait there for the rest for ever, and so can a user's transaction.
+-- Parameters: lease, seconds beyond its time.
 SELECT pg_terminate_backend(a.pid) FROM {schema}.lease l
 JOIN pg_stat_activity a ON a.pid = l.writer AND a.application_name LIKE 'shardflow commit%%'
+    OR a.application_name = 'shardflow transaction ' || l.lease AND a.datname = current_database()
 WHERE l.lease = %s AND l.expires_at < clock_timestamp() - make_interval(secs => %s)
 
 -- name: release

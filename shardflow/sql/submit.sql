@@ -24,29 +24,40 @@ SELECT id, wf FROM made
 -- name: insert_more
 -- The same for submissions that ask for more: some wait for a time or for other workflows, some have a parent that is told
 -- of their end. Parameters, arrays of one length: ids, names, queues, slots, priorities, inputs, options and attributes as
--- JSON text or NULL, seconds of delay or NULL, how many workflows they run after or NULL, parents or NULL; then two of
--- another length: ids, and the workflows that each runs after.
+-- JSON text or NULL, seconds of delay or NULL, how many workflows they run after or NULL, parents or NULL, keys of which one
+-- is active at once or NULL, keys of which some are and how many or NULL; then two of another length: ids, and the workflows
+-- that each runs after.
 WITH given AS (
-    SELECT * FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WITH ORDINALITY
-        AS g (id, name, queue, slot, priority, input, options, attributes, delay, missing, parent, n)
+    SELECT * FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WITH ORDINALITY
+        AS g (id, name, queue, slot, priority, input, options, attributes, delay, missing, parent, dedup, key, most, n)
+), reserved AS MATERIALIZED (
+    SELECT r.id, r.admitted FROM (
+        SELECT array_agg(id ORDER BY n) AS ids, array_agg(dedup ORDER BY n) AS dedups, array_agg(key ORDER BY n) AS keys,
+               array_agg(most ORDER BY n) AS mosts FROM given
+    ) a, {schema}.reserve(a.ids, a.dedups, a.keys, a.mosts) r
 ), made AS (
     INSERT INTO {schema}.workflow (id, name, queue, slot, priority, input, options, attributes)
     SELECT id, name, queue, slot, priority, input, CASE WHEN options::jsonb ? 'timeout'
         THEN options::jsonb || jsonb_build_object('deadline', date_part('epoch', now()) + (options::jsonb ->> 'timeout')::float8)
         ELSE options::jsonb END, attributes::jsonb
-    FROM given ORDER BY n
+    FROM given WHERE (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved) ORDER BY n
     ON CONFLICT (id) DO NOTHING
     RETURNING wf, id, queue, priority, options
 ), placed AS (
-    SELECT DISTINCT ON (m.wf) m.wf, m.priority, {schema}.lane(m.queue, m.options) AS lane, g.delay, g.missing, g.parent
-    FROM made m JOIN given g USING (id) ORDER BY m.wf, g.n
+    SELECT DISTINCT ON (m.wf) m.wf, m.priority, {schema}.lane(m.queue, m.options) AS lane, g.delay, g.missing, g.parent,
+           to_timestamp((m.options ->> 'deadline')::float8) AS deadline, g.key, g.most, coalesce(r.admitted, true) AS admitted
+    FROM made m JOIN given g USING (id) LEFT JOIN reserved r USING (id) ORDER BY m.wf, g.n
 ), queued AS (
     INSERT INTO {schema}.ready (seq, wf, priority, queue)
-    SELECT wf, wf, priority, lane FROM placed WHERE delay IS NULL AND missing IS NULL
+    SELECT wf, wf, priority, lane FROM placed WHERE delay IS NULL AND missing IS NULL AND admitted
+), keyed AS (
+    INSERT INTO {schema}.keyed (wf, key, most, priority, admitted)
+    SELECT wf, key, most, priority, admitted FROM placed WHERE key IS NOT NULL
 ), waiting AS (
     INSERT INTO {schema}.wait (wf, wake_at, reason, missing)
-    SELECT wf, now() + make_interval(secs => delay), CASE WHEN missing IS NULL THEN 'delay' ELSE 'after' END, missing
-    FROM placed WHERE delay IS NOT NULL OR missing IS NOT NULL
+    SELECT wf, least(now() + make_interval(secs => delay), deadline), CASE WHEN missing IS NOT NULL THEN 'after'
+        WHEN delay IS NOT NULL THEN 'delay' ELSE 'key' END, missing
+    FROM placed WHERE delay IS NOT NULL OR missing IS NOT NULL OR NOT admitted
 ), watched AS (
     INSERT INTO {schema}.watcher (wf, topic, id) SELECT wf, 'shardflow.child', parent FROM placed WHERE parent IS NOT NULL
 ), asked AS (
@@ -54,6 +65,10 @@ WITH given AS (
     SELECT 0, d.after, 'shardflow.watch', d.id FROM unnest(%s, %s) AS d (id, after) JOIN made USING (id)
 )
 SELECT id, wf FROM made
+
+-- name: active
+-- The active workflows of these keys of which there may be only one. Parameters: keys.
+SELECT d.key, w.id, w.wf, w.name FROM {schema}.dedup d JOIN {schema}.workflow w USING (id) WHERE d.key = ANY(%s)
 
 -- name: watch
 -- Has a parent told of the ends of workflows that were there already. Parameters: ids, parents, topic.

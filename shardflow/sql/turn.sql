@@ -48,11 +48,24 @@ ON CONFLICT (wf, key) DO UPDATE SET value = EXCLUDED.value, set_at = now()
 -- Writes what follows elsewhere from the ends of this turn, and answers it. Parameters: wfs, lease.
 SELECT entry, target, topic, key, value, error FROM {schema}.ended(%s, %s)
 
+-- name: cancel_children
+-- Has the children cancelled of workflows that end otherwise than by their own code, and answers it; forgets what was asked of
+-- these. Parameters: wfs, ids of children whose start was under way, lease.
+SELECT entry, target, topic, key, value, error FROM {schema}.cancel_children(%s, %s, %s)
+
+-- name: begin_anew
+-- Forgets what is recorded of workflows that have begun anew in this turn, but for that. Parameters: wfs.
+SELECT {schema}.begin_anew(%s)
+
+-- name: sweep
+-- Ends what was to be cancelled and would not be claimed soon.
+SELECT {schema}.sweep()
+
 -- name: suspend
 -- Suspends workflows; those for which something has arrived meanwhile are ready again at once.
--- Parameters, arrays of one length: wfs, seconds from now or NULL, attempts, reasons, last messages seen, topics joined by
--- U+001F or NULL, ends still missing or NULL.
-SELECT {schema}.suspend(%s, %s, %s, %s, %s, %s, %s)
+-- Parameters, arrays of one length: seconds from now or NULL, attempts, reasons, last messages seen, topics joined by U+001F
+-- or NULL, ends still missing or NULL, wfs.
+SELECT {schema}.suspend(a.wfs, %s, %s, %s, %s, %s, %s), {schema}.returned(a.wfs) FROM (SELECT %s::bigint[] AS wfs) a
 
 -- name: relayed
 -- Deletes what was delivered. Parameters: entries, lease.
@@ -113,20 +126,26 @@ DELETE FROM {schema}.claim WHERE lease = %s AND batch = ANY(%s)
 INSERT INTO {schema}.claim (lease, batch, wfs, attempts) VALUES (%s, %s, %s, %s)
 
 -- name: claim
--- Takes ready workflows, in order, under one receipt; two claimers never take the same row, and none waits.
+-- Takes ready workflows, in order, under one receipt; two claimers never take the same row, and none waits. Nothing is taken
+-- from queues that have limits: see `limits.claim`.
 -- The low-water mark (priority, seq) of a queue lets the scan begin behind dead index entries.
--- The queues are read in the order given until there are enough. The lateral LIMIT, of a number that the planner
+-- The queues are read in the order given until there are enough; paused ones are not read. The lateral LIMIT, of a number that the planner
 -- cannot see, keeps it at index lookups whatever the statistics say.
 -- Parameters, arrays of one length: queues, mark priorities, mark seqs; then the limit twice, lease, batch.
 WITH gone AS (
     DELETE FROM {schema}.ready
     WHERE ctid = ANY(ARRAY(
         SELECT next.place
-        FROM unnest(%s, %s, %s) AS q (queue, mark_priority, mark_seq),
+        FROM (
+            SELECT * FROM unnest(%s, %s, %s) AS q (queue, mark_priority, mark_seq)
+            WHERE split_part(split_part(q.queue, E'\x1f', 1), E'\x1e', 1) <> ALL (ARRAY(SELECT queue FROM {schema}.paused))
+        ) q,
         LATERAL (
             SELECT r.ctid AS place FROM {schema}.ready r
             WHERE r.queue = q.queue AND (r.priority, r.seq) >= (q.mark_priority, q.mark_seq)
-            ORDER BY r.priority, r.seq LIMIT (SELECT %s)
+            ORDER BY r.priority, r.seq LIMIT (SELECT CASE WHEN EXISTS (
+                SELECT FROM {schema}.quota l WHERE l.queue = {schema}.queue_of(q.queue) AND l.most IS NOT NULL
+            ) THEN 0 ELSE %s END)
             FOR UPDATE SKIP LOCKED
         ) next
         LIMIT %s
@@ -152,7 +171,7 @@ WITH due AS (
     RETURNING wf, attempt
 ), woken AS (
     INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
-    SELECT nextval('{schema}.key'), w.wf, w.priority, due.attempt, true, {schema}.lane(w.queue, w.options)
+    SELECT w.wf, w.wf, w.priority, due.attempt, true, {schema}.lane(w.queue, w.options, due.attempt)
     FROM due JOIN {schema}.workflow w ON w.wf = due.wf
 )
 SELECT (SELECT count(*) FROM due), date_part('epoch', (

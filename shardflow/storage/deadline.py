@@ -12,7 +12,7 @@ import socket
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, BaseConnection
 
 #: Seconds more for an answer that has arrived and was not read yet, because this process was busy or frozen itself.
 GRACE = 1.0
@@ -45,7 +45,7 @@ class Timer:
             cut(self._conn)
 
 
-def cut(conn: AsyncConnection[Any]) -> None:
+def cut(conn: BaseConnection[Any]) -> None:
     """Shuts the connection's socket down: whoever waits for it gets an error at once. Harmless on a closed one."""
     try:
         mine = socket.socket(fileno=os.dup(conn.fileno()))

@@ -255,8 +255,9 @@ async def all_schedules(shard: Shard, conn: Conn) -> list[ScheduleInfo]:
 
 async def _list(shard: Shard, conn: Conn, name: str | None) -> list[tuple[Definition, ScheduleInfo, datetime]]:
     with shard.translate():
-        cursor = await conn.execute(shard.statements("schedule")["list"], (STALE, name, name))
-        rows = await cursor.fetchall()
+        sql = shard.statements("schedule")
+        asked = (sql["list"], (STALE,)) if name is None else (sql["find"], (STALE, name))
+        rows = await (await conn.execute(*asked)).fetchall()
     found = []
     for row in rows:
         made = Definition(*row[:10])

@@ -18,13 +18,18 @@ from .turn import BEGIN, roll_back
 @dataclass(frozen=True, slots=True)
 class More:
     """What a submission may ask for beyond the usual: `options` and `attributes` as JSON text, seconds of `delay`,
-    ids of workflows to run `after`, the id of the `parent` that is told of its end."""
+    ids of workflows to run `after`, the id of the `parent` that is told of its end; `dedup`, a key of which one is
+    active at once, and whether to `reject` another one; `key`, one of which `most` are."""
 
     options: str | None = None
     attributes: str | None = None
     delay: float | None = None
     after: tuple[str, ...] = ()
     parent: str | None = None
+    dedup: str | None = None
+    reject: bool = False
+    key: str | None = None
+    most: int | None = None
 
 
 _USUAL = More()
@@ -85,6 +90,15 @@ async def insert(
 ) -> AsyncCursor[tuple[Any, ...]]:
     """Writes the workflows in the transaction that there is; the cursor answers (id, key) of those that are new."""
     sql = shard.statements("submit")
+    await conn.execute(sql["admit"], (generation,))
+    made = await conn.execute(*insertion(shard, new))
+    await conn.execute(sql["ring"])
+    return made
+
+
+def insertion(shard: Shard, new: Sequence[NewWorkflow]) -> tuple[bytes, Sequence[Any]]:
+    """The statement that writes the workflows, with its parameters."""
+    sql = shard.statements("submit")
     columns = (
         Texts([n.id for n in new]),
         Texts([n.name for n in new]),
@@ -93,30 +107,36 @@ async def insert(
         Int2s([n.priority for n in new]),
         Byteas([n.input for n in new]),
     )
-    await conn.execute(sql["admit"], (generation,))
     if all(n.more is None for n in new):
-        made = await conn.execute(sql["insert"], columns)
-    else:
-        mores = [n.more or _USUAL for n in new]
-        pairs = [(n.id, after) for n in new if n.more for after in n.more.after]
-        further = (
-            Texts([m.options for m in mores]),
-            Texts([m.attributes for m in mores]),
-            Float8s([m.delay for m in mores]),
-            Int4s([len(m.after) or None for m in mores]),
-            Texts([m.parent for m in mores]),
-            Texts([id for id, _ in pairs]),
-            Texts([after for _, after in pairs]),
-        )
-        made = await conn.execute(sql["insert_more"], (*columns, *further))
-    await conn.execute(sql["ring"])
-    return made
+        return sql["insert"], columns
+    mores = [n.more or _USUAL for n in new]
+    pairs = [(n.id, after) for n in new if n.more for after in n.more.after]
+    further = (
+        Texts([m.options for m in mores]),
+        Texts([m.attributes for m in mores]),
+        Float8s([m.delay for m in mores]),
+        Int4s([len(m.after) or None for m in mores]),
+        Texts([m.parent for m in mores]),
+        Texts([m.dedup for m in mores]),
+        Texts([m.key for m in mores]),
+        Int4s([m.most for m in mores]),
+        Texts([id for id, _ in pairs]),
+        Texts([after for _, after in pairs]),
+    )
+    return sql["insert_more"], (*columns, *further)
 
 
 async def existing(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes]]:
     """What was submitted under these ids: id → (key, name, input)."""
     with shard.translate():
         cursor = await conn.execute(shard.statements("submit")["existing"], (Texts(ids),), binary=True)
+        return {row[0]: (row[1], row[2], row[3]) for row in await cursor.fetchall()}
+
+
+async def active(shard: Shard, conn: Conn, dedups: Sequence[str]) -> dict[str, tuple[str, int, str]]:
+    """The active workflows of keys of which one is at once: key → (id, key of the workflow, name)."""
+    with shard.translate():
+        cursor = await conn.execute(shard.statements("submit")["active"], (Texts(dedups),))
         return {row[0]: (row[1], row[2], row[3]) for row in await cursor.fetchall()}
 
 

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import pq
 
 from ..errors import ShardflowError, ShardUnavailable
+from ..core.quota import State
 from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
 from .shard import Conn, Shard, Statements
 
@@ -91,12 +92,14 @@ class Receipt:
 
 @dataclass(slots=True)
 class ClaimWanted:
-    """How many workflows to claim, from which queues, the first of them first, and from which (priority, seq) on."""
+    """How many workflows to claim, from which queues, the first of them first, and from which (priority, seq) on;
+    `limited`, whether some of them have limits."""
 
     batch: int
     queues: list[str]
     most: int
     marks: list[tuple[int, int]]
+    limited: bool = False
 
 
 @dataclass(slots=True)
@@ -105,9 +108,12 @@ class Turn:
 
     `tried` are steps whose failed tries are to be forgotten, `received` messages to take, both as (workflow, number);
     `relayed`, entries of the outbox that were delivered; `wake`, how many due workflows may be woken; `mail`,
-    workflows and the last message that each has seen, to be told of newer ones; `adopt`, whether to take over what
-    nobody delivers;
+    workflows and the last message that each has seen, to be told of newer ones; `begun`, receipts of which all has
+    begun, and how many seconds ago; `adopt`, whether to take over what nobody delivers;
     `outbox`, the entry behind which the lease's own outbox is to be read; `bell`, whether to hang or take it.
+    `severed` are workflows whose ends cancel their children, `orphans` children whose start is not recorded; `anew`,
+    workflows that begin anew with a checkpoint of this turn; `suspects`, a claim from the lanes of those; `heed`,
+    whether to ask for what is to be cancelled.
     """
 
     steps: Sequence[StepRow] = ()
@@ -118,29 +124,38 @@ class Turn:
     outcomes: Sequence[OutcomeRow] = ()
     waits: Sequence[WaitRow] = ()
     relayed: Sequence[int] = ()
+    severed: Sequence[int] = ()
+    orphans: Sequence[str] = ()
+    anew: Sequence[int] = ()
     dropped: Sequence[int] = ()
     kept: Receipt | None = None
     claim: ClaimWanted | None = None
     wake: int = 0
     mail: Sequence[tuple[int, int]] = ()
+    begun: Sequence[tuple[int, float]] = ()
     adopt: bool = False
     outbox: int | None = None
+    suspects: ClaimWanted | None = None
+    heed: bool = False
     bell: bool | None = None
 
 
 @dataclass(slots=True)
 class Answer:
     """What a turn answers: what was claimed; what is to be delivered from now on; a page of the outbox; messages;
-    workflows that are to be cancelled, with the reason; how many were woken, and the seconds until the next one is
-    due."""
+    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, and the seconds until the next one is
+    due; how it stands with the limits of what was claimed from; which queues have limits, where that was asked."""
 
     claimed: Sequence[Claimed] = ()
     told: Sequence[Told] = ()
     page: Sequence[Told] = ()
     mail: Sequence[Message] = ()
-    cancelled: Sequence[tuple[int, str | None]] = ()
+    cancelled: Sequence[tuple[int, str | None]] | None = None
+    suspects: Sequence[Claimed] = ()
     woken: int = 0
     next_due: float | None = None
+    limits: Sequence[State] = ()
+    limited: frozenset[str] | None = None
 
 
 #: Entries of the outbox that are read or taken over in one turn at the most.
@@ -185,6 +200,10 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
     cancelled: Any = None
     adopted: Any = None
     page: Any = None
+    states: Any = None
+    limited: Any = None
+    suspects: Any = None
+    severed: Any = None
     async with conn.pipeline():
         await execute(BEGIN)
         await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
@@ -200,25 +219,51 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
             wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
             await execute(sql["outcomes"], (Int8s(wfs), Texts(statuses), Byteas(outputs), Texts(errors)))
             told = await execute(sql["ended"], (Int8s(wfs), fence.lease), binary=True)
+        if turn.severed:
+            parameters: Any = (Int8s(turn.severed), Texts(turn.orphans), fence.lease)
+            severed = await execute(sql["cancel_children"], parameters, binary=True)
+        if turn.anew:
+            await execute(sql["begin_anew"], (Int8s(turn.anew),))
         if turn.waits:
             wfs, delays, attempts, reasons, seens, topics, missings = zip(*turn.waits, strict=True)
-            given = (Int8s(wfs), Float8s(delays), Int2s(attempts), Texts(reasons), Int8s(seens), Texts(topics))
-            await execute(sql["suspend"], (*given, Int4s(missings)))
+            given = (Float8s(delays), Int2s(attempts), Texts(reasons), Int8s(seens), Texts(topics))
+            await execute(sql["suspend"], (*given, Int4s(missings), Int8s(wfs)))
         if turn.dropped:
             await execute(sql["drop_claims"], (fence.lease, Int8s(turn.dropped)))
         if (k := turn.kept) and k.wfs:
             await execute(sql["keep_claim"], (fence.lease, k.batch, Int8s(k.wfs), Int2s(k.attempts)))
         if turn.relayed:
             await execute(sql["relayed"], (Int8s(turn.relayed), fence.lease))
+        if turn.begun:
+            batches, agos = zip(*turn.begun, strict=True)
+            await execute(shard.statements("limits")["have_begun"], (fence.lease, Int8s(batches), Float8s(agos)))
         if turn.wake:
             woken = await execute(sql["wake"], (turn.wake,))
         if c := turn.claim:
             marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
-            parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
-            claimed = await execute(sql["claim"], parameters, binary=True)
+            if c.limited:
+                limits, lanes = shard.statements("limits"), (Texts(c.queues), *marks)
+                parameters = (*lanes, c.most, fence.lease, c.batch)
+                claimed = await execute(limits["claim"], parameters, binary=True)
+                states = await execute(limits["states"], lanes, binary=True)
+            else:
+                parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
+                claimed = await execute(sql["claim"], parameters, binary=True)
+            if s := turn.suspects:
+                marks = (Int2s([m[0] for m in s.marks]), Int8s([m[1] for m in s.marks]))
+                if s.limited:
+                    parameters = (Texts(s.queues), *marks, s.most, fence.lease, s.batch)
+                    suspects = await execute(shard.statements("limits")["claim"], parameters, binary=True)
+                else:
+                    parameters = (Texts(s.queues), *marks, s.most, s.most, fence.lease, s.batch)
+                    suspects = await execute(sql["claim"], parameters, binary=True)
+        if turn.claim or turn.heed:
             cancelled = await execute(sql["cancelled"])
         if turn.adopt:
             await execute(sql["overdue"])
+            await execute(sql["sweep"])
+            await execute(shard.statements("limits")["settle"])
+            limited = await execute(shard.statements("limits")["limited"])
             adopted = await execute(sql["adopt"], (fence.lease, PAGE), binary=True)
         if turn.outbox is not None:
             page = await execute(sql["outbox"], (fence.lease, turn.outbox, PAGE), binary=True)
@@ -234,13 +279,22 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
     answer = Answer()
     if claimed is not None:
         answer.claimed = list(map(Claimed._make, await claimed.fetchall()))
-        answer.cancelled = await cancelled.fetchall()
+    if states is not None:
+        answer.limits = list(map(State._make, await states.fetchall()))
+    if limited is not None:
+        answer.limited = frozenset(row[0] for row in await limited.fetchall())
     if told is not None:
         answer.told = list(map(Told._make, await told.fetchall()))
     if adopted is not None:
         answer.told = [*answer.told, *map(Told._make, await adopted.fetchall())]
     if page is not None:
         answer.page = list(map(Told._make, await page.fetchall()))
+    if cancelled is not None:
+        answer.cancelled = await cancelled.fetchall()
+    if suspects is not None:
+        answer.suspects = list(map(Claimed._make, await suspects.fetchall()))
+    if severed is not None:
+        answer.told = [*answer.told, *map(Told._make, await severed.fetchall())]
     if mail is not None:
         answer.mail = list(map(Message._make, await mail.fetchall()))
     if woken is not None:
@@ -281,12 +335,19 @@ async def written(shard: Shard, conn: Conn, turn: Turn) -> bool | None:
     """
     if not turn.steps and not turn.outcomes:
         return None
-    wf, seq = turn.steps[0][:2] if turn.steps else (0, 0)
+    anew = set(turn.anew)  # of whose checkpoints only the last one is there
+    wf, seq = next((row[:2] for row in turn.steps if row[0] not in anew or row[1] < 0), (0, 0))
     ended = turn.outcomes[0][0] if turn.outcomes else 0
     with shard.translate():
         cursor = await conn.execute(shard.statements("lease")["written"], (wf, seq, ended))
         row = await cursor.fetchone()
     return bool(row and row[0])
+
+
+async def cancelled(shard: Shard, conn: Conn) -> list[tuple[int, str | None]]:
+    """The workflows that are to be cancelled, whoever holds them, with the reason."""
+    with shard.translate():
+        return [(wf, reason) for wf, reason in await (await conn.execute(shard.statements("turn")["cancelled"])).fetchall()]
 
 
 async def probe(shard: Shard, conn: Conn, lanes: Sequence[str]) -> tuple[bool, float | None]:

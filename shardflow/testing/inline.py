@@ -16,7 +16,7 @@ from ..app import App, Call, Step, Workflow
 from ..children import call_of
 from ..core.codec import DEFAULT
 from ..core.codecs import Codecs
-from ..core.failure import from_json
+from ..core.failure import from_json, to_json
 from ..core.options import seconds_of
 from ..core.routing import check_name
 from ..core.topics import check_topic
@@ -29,6 +29,7 @@ from ..errors import (
     WorkflowFailed,
 )
 from ..model import Status, StepInfo
+from ..storage.leases import Checkpoint
 from ..worker.tasks import number_tasks
 from .record import Record
 from .world import Stuck, World
@@ -133,6 +134,30 @@ class Inline:
         "checkout-1".
         """
         return InlineHandle(self, self._world.submit(call_of(workflow, args, kwargs)).id)
+
+    async def restore(
+        self, steps: Iterable[StepInfo], workflow: Workflow[..., Any] | Call[Any] | str, /, *args: Any, **kwargs: Any
+    ) -> InlineHandle[Any]:
+        """Starts a workflow that has these records already, so that it goes on behind them: what was recorded under
+        other code, or elsewhere, meets this code.
+
+        Arguments: `steps`, as `Inline.steps` and `client.steps` give them, all or the first of them; the others as of
+        `start`. It should have the id that it had.
+        """
+        call = call_of(workflow, args, kwargs)
+        found = {
+            each.seq: Checkpoint(
+                each.seq,
+                each.name,
+                each.output,
+                None if each.error is None else to_json(each.error),
+                each.attempts,
+                each.finished_at.timestamp(),
+            )
+            for each in steps
+        }
+        self._world.now = max([self._world.now, *(each.at for each in found.values())])
+        return InlineHandle(self, self._world.submit(call, recorded=found).id)
 
     async def result(self, id: str, within: float | timedelta | None = None) -> Any:
         """Lets time jump from one moment that is waited for to the next until the workflow ends; answers its result.

@@ -9,12 +9,12 @@ import asyncio
 import copy
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ..app import Step, Workflow
-from ..errors import NonDeterminism
+from ..app import Step, Transaction, Workflow
+from ..errors import NonDeterminism, UsageError
 from ..model import Status
-from ..worker.run import Run
+from ..worker.run import Run, Sink
 from ..worker.steps import Detached
 from .record import Record
 
@@ -35,7 +35,7 @@ class InlineRun(Run):
         self.stray = ""
         self.ended: tuple[Status, bytes | None, str | None] | None = None
         super().__init__(
-            world,
+            cast(Sink, world),  # but for what a database is needed for
             record.wf,
             record.id,
             workflow,
@@ -87,7 +87,12 @@ class InlineRun(Run):
 
     def _stand_in(self, step: Step[..., Any]) -> Step[..., Any]:
         fake = self._never(step.name) if self.verifies else self.world.fakes.get(step)
-        return step if fake is None else stand_in(step, fake)
+        if fake is not None:
+            other: Step[..., Any] = stand_in(step, fake)
+            return other
+        if isinstance(step, Transaction):
+            raise UsageError(f"transaction {step.name!r} needs a database: give another function, env.fake(...)")
+        return step
 
     def _never(self, name: str) -> Callable[..., Any]:
         async def never(*args: Any, **kwargs: Any) -> Any:
@@ -109,6 +114,8 @@ def stand_in(made: Any, fake: Callable[..., Any]) -> Any:
         return await value if inspect.isawaitable(value) else value
 
     other = copy.copy(made)
+    if isinstance(made, Transaction):
+        other.__class__ = Step
     other.function = call if made.is_async or inspect.iscoroutinefunction(fake) else fake
     other.is_async = made.is_async or inspect.iscoroutinefunction(fake)
     return other

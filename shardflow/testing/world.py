@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from typing import Any
@@ -157,7 +157,9 @@ class World:
             raise WorkflowNotFound(f"no workflow has the id {id!r}", workflow_id=id)
         return self.records[id]
 
-    def submit(self, call: Call[Any], parent: Record | None = None) -> Record:
+    def submit(
+        self, call: Call[Any], parent: Record | None = None, recorded: Mapping[int, Checkpoint] | None = None
+    ) -> Record:
         """A new workflow, or the one that was submitted so before. Raises WorkflowConflict, UsageError."""
         options, workflow = call.options, call.workflow
         if options.dedup_key is not None:
@@ -165,7 +167,7 @@ class World:
         if isinstance(workflow, str):
             if self.app is None:
                 raise UsageError(f"to start {workflow!r} by name, give the app: Inline(app)")
-            known = self.app.find(workflow, options.version) if options.version else self.app.find(workflow)
+            known = (options.version and self.app.runner(workflow, options.version)) or self.app.find(workflow)
             codec = untyped(self.app.codecs)
         else:
             known, codec = workflow, workflow.codec
@@ -193,6 +195,7 @@ class World:
             after,
             options.on_failure,
         )
+        record.checkpoints.update(recorded or {})
         self._begin(record)
         return record
 
@@ -326,7 +329,7 @@ class World:
         quiet = 0
         while not done():
             runs = [r.run for r in self.records.values() if r.run is not None] + ([extra] if extra else [])
-            if all(run.closed or is_quiet(run) for run in runs):
+            if all(run.closed or run.stray or is_quiet(run) for run in runs):
                 most = max((len(run.tasks or ()) for run in runs), default=0)
                 if quiet > min(MOST_TURNS, 4 + 2 * most):
                     return
@@ -346,8 +349,8 @@ class World:
         await self.still(lambda: run.ended is not None, run)
         self.discard(run)
         await self.left()
-        if run.ended is not None and not run.stray and _same(run.ended, record):
-            return
+        if run.ended is not None and _same(run.ended, record):
+            return  # a step that is new then was called by a task that the workflow had left behind
         if run.broken is not None and not run.stray:
             raise run.broken
         if run.stray:

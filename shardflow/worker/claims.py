@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.lanes import queue_of
 from ..core.lowwater import START, LowWater
 from ..storage.turn import Claimed, ClaimWanted
 from .places import Place
@@ -42,12 +43,19 @@ class Claims:
         self._settled = 0
         self._empty = False
         self._due = 0.0
+        self.limited = False
         self.wanted = True
 
     @property
     def settled(self) -> bool:
         """Whether the shard is known to be idle, with the bell hung or not to be heard."""
         return self._empty and (self._deaf or (self._hung and self._settled >= len(FIRST_LOOKS)))
+
+    def limits(self, queues: frozenset[str]) -> None:
+        """These are the shard's queues that have limits."""
+        limited = any(queue_of(lane) in queues for lane in self._queues)
+        self.wanted = self.wanted or limited > self.limited
+        self.limited = limited
 
     def look(self) -> None:
         """The queues may have something: the next turn asks."""
@@ -85,7 +93,7 @@ class Claims:
             return None
         self._place.claiming = allowed
         marks = [self._marks[queue].begin(now) for queue in self._queues]
-        wish = ClaimWanted(batch, list(self._queues), allowed, marks)
+        wish = ClaimWanted(batch, list(self._queues), allowed, marks, self.limited)
         # Another queue is the first next time, so that a backlog in one does not keep the others waiting.
         self._queues.append(self._queues.pop(0))
         return wish

@@ -17,15 +17,18 @@ import shardflow.storage.turn as turns
 from ..delivery import Delivery
 from ..model import Status
 from ..storage.shard import Conn, Shard
-from ..storage.turn import Answer, Claimed, Fence, Refused, Turn, WaitRow
+from ..storage.turn import Answer, Claimed, ClaimWanted, Fence, OutcomeRow, Refused, Turn, WaitRow
 from .claims import BUSY, IDLE_LOOK, Claims
+from .control import Control
 from .gather import Extra, Gathered, Pending
 from .idle import Idle
+from .limits import Limits
 from .places import Place
 from .poison import Isolation
 from .receipts import Receipts
 from .relay import Relay
 from .run import Run
+from .transactions import Kinds
 
 log = logging.getLogger("shardflow.worker")
 
@@ -51,8 +54,8 @@ class CommitLoop:
     """Gathers the writes of a shard's runs and commits them; see `run.Sink` for what runs call.
 
     Arguments: `shard`; `lanes` that the worker serves; `place`, the shard's part of the worker's places;
-    `threads`, for plain `def` functions; `delivery`, for what belongs to other shards; `begin`, called with the
-    workflows claimed in a turn.
+    `threads`, for plain `def` functions; `delivery`, for what belongs to other shards; `transactions`, the shard's;
+    `begin`, called with the workflows claimed in a turn; `limits`, the shard's.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class CommitLoop:
         place: Place,
         threads: ThreadPoolExecutor,
         delivery: Delivery,
+        transactions: Kinds,
         begin: Callable[[Conn, Sequence[Claimed]], Awaitable[None]],
+        limits: Limits,
         patience: float = PATIENCE,
     ) -> None:
         self._patience = patience
@@ -74,6 +79,7 @@ class CommitLoop:
         self.receipts = Receipts()
         self.runs: dict[int, Run] = {}
         self.claims = Claims(lanes, place, deaf=shard.config.pooler)
+        self.limits = limits
         self.delivery = delivery
         self.relay = Relay(shard, delivery, self._relayed)
         self.idle = Idle(self.loop, self._suspend, self.nudge)
@@ -81,7 +87,10 @@ class CommitLoop:
         self.draining = False
         self.closing = False
         self.valid_until = 0.0
+        self.fence: Fence | None = None
+        self.transactions = transactions
         self._lanes = list(lanes)
+        self.control = Control(self, lanes)
         self._place = place
         self._pending = Pending()
         self._awake = asyncio.Event()
@@ -137,6 +146,12 @@ class CommitLoop:
         server, own = self._clock
         return server + self.loop.time() - own
 
+    def passed(self, run: Run) -> None:
+        """See `transactions.Fenced`."""
+        if self.draining:
+            self._forget(run)
+            self._awake.set()
+
     def nudge(self) -> None:
         """There is something for a turn to do."""
         self._awake.set()
@@ -145,6 +160,7 @@ class CommitLoop:
         """Takes a quiet run out of memory; the next turn gives its claim up."""
         self._forget(run)
         self._place.freed()
+        row = self.control.limited(run, row)
         self._due_in(row[1])
         self._pending.open().add_wait(row)
         self._awake.set()
@@ -164,6 +180,27 @@ class CommitLoop:
         self._pending.open().add_wait((wf, delay, attempt, reason, 0, None, None))
         self._awake.set()
 
+    def end_unbegun(self, row: OutcomeRow, *, severed: bool) -> None:
+        """Ends a claimed workflow that did not begin; with `severed` its children too."""
+        self._pending.open().add_unbegun(row, severed)
+        self._awake.set()
+
+    def end_severed(self, run: Run, status: Status, error: str, starting: Sequence[str]) -> None:
+        """Ends a run with its children, among them those that are just being started."""
+        gathered = self._pending.open()
+        gathered.add_outcome(run, (run.wf, status.value, None, error))
+        gathered.severed[run.wf] = starting
+        run.closed = True
+        self._awake.set()
+
+    def begin_anew(self, run: Run, input: bytes) -> None:
+        """See `run.Sink`."""
+        self._forget(run)
+        if self.leaving:
+            self.refuse(run.wf, run.attempt, 0.0, "another worker")
+        else:
+            self.start(run.anew(input))
+
     def wake(self) -> None:
         """There may be something to claim: the bell rang, or places became free."""
         self.claims.look()
@@ -174,6 +211,7 @@ class CommitLoop:
         self.runs[run.wf] = run
         self._place.running += 1
         run.start()
+        self.control.began(run)
 
     def drain(self) -> None:
         """No more claims; a workflow ends or stops at its next checkpoint. `serve` returns when all have."""
@@ -196,6 +234,7 @@ class CommitLoop:
             self._forget(run)
         self.idle.clear()
         self.relay.forget()
+        self.limits.forget()
         self._pending.clear()
         if self.doubt is not None:
             self.doubt.gathered.cancel()
@@ -213,6 +252,7 @@ class CommitLoop:
 
     async def serve(self, conn: Conn, fence: Fence) -> None:
         """Turns until drained or closed. Raises what `turn.commit` raises; a turn in doubt is then in `doubt`."""
+        self.fence = fence
         while True:
             gathered = self._pending.take()
             turn = self._compose(gathered)
@@ -230,12 +270,15 @@ class CommitLoop:
         turn = gathered.turn() if gathered else Turn()
         ending = 0
         if gathered is not None:
-            for run in gathered.ended:
-                self.receipts.resolve(run.wf)
+            for row in gathered.outcomes + gathered.unbegun:
+                self.receipts.resolve(row[0])
             ending = len(gathered.ended)
             turn.dropped, turn.kept = self.receipts.settle(row[0] for row in gathered.waits)
+        turn.begun = self.limits.begun
         if not self.leaving:
             now = self.loop.time()
+            if self.claims.limited and gathered is not None and (gathered.ended or gathered.waits):
+                self.claims.look()  # what ends gives its place under a limit to the next one
             turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
             if turn.claim is not None:
                 turn.bell = self.claims.bell()
@@ -243,8 +286,9 @@ class CommitLoop:
                     turn.wake, turn.adopt = WAKE, True
                     self._overdue, self._woke_at = False, now
                 turn.outbox = self.relay.wanted
+        self.control.ask(turn, self.loop.time())
         turn.mail = self.idle.asked()
-        return turn if gathered is not None or turn.claim is not None or turn.mail else None
+        return turn if gathered is not None or turn.claim is not None or turn.mail or turn.begun else None
 
     async def _commit(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
         self.doubt = Doubt(gathered, turn)
@@ -268,16 +312,30 @@ class CommitLoop:
             now = self.loop.time()
             claimed = answer.claimed
             self.claims.got(turn.claim, claimed, now, now - began)
+            if turn.claim.limited:
+                self.limits.saw(answer.limits)
             if claimed:
-                self.receipts.add(turn.claim.batch, {row.wf: row.attempt for row in claimed})
-                await self._begin(conn, claimed)
-                if len(claimed) < BUSY:
-                    # Few run quickly to where they write: that goes into the next turn, instead of waiting for it.
-                    await asyncio.sleep(0)
+                await self._take(conn, turn.claim, claimed)
+            if turn.suspects is not None and answer.suspects:
+                await self._take(conn, turn.suspects, answer.suspects)
+            if 0 < len(claimed) < BUSY:
+                # Few run quickly to where they write: that goes into the next turn, instead of waiting for it.
+                await asyncio.sleep(0)
             self.claims.answered()
+
+    async def _take(self, conn: Conn, wish: ClaimWanted, claimed: Sequence[Claimed]) -> None:
+        """Begins what was claimed."""
+        self.receipts.add(wish.batch, {row.wf: row.attempt for row in claimed})
+        await self._begin(conn, claimed)
+        if wish.limited:
+            self.limits.claimed(wish.batch, [self.runs[r.wf] for r in claimed if r.wf in self.runs])
 
     def _heed(self, turn: Turn, answer: Answer) -> None:
         """What the turn's answer says beside what was claimed."""
+        self.limits.told(turn.begun)
+        self.control.told(answer)
+        if answer.limited is not None:
+            self.claims.limits(answer.limited)
         if answer.told:
             self.relay.tell(answer.told)
         if turn.mail:
@@ -331,6 +389,7 @@ class CommitLoop:
 
     def _forget(self, run: Run, *, close: bool = True) -> None:
         self.idle.forget(run)
+        self.control.forget(run)
         if self.runs.pop(run.wf, None) is not None:
             if run.blocking and run.thread is not None and not run.thread.done():
                 # A thread cannot be stopped: the place is free when it has ended.
@@ -340,6 +399,8 @@ class CommitLoop:
         run.closed = True
         if close:
             run.close()
+        else:
+            run.end_tasks()
 
     def _vacate(self) -> None:
         self._place.running -= 1
@@ -358,12 +419,16 @@ class CommitLoop:
         patience = IDLE_LOOK if self.leaving else self.claims.patience(now)
         if not self.leaving:
             patience = min(patience, max(0.001, self._due_at - now))
+        patience = min(patience, self.control.patience(now))
         try:
             # Not wait_for, which before Python 3.12 can swallow a cancellation.
             async with asyncio.timeout(patience):
                 await self._awake.wait()
         except TimeoutError:
             now = self.loop.time()
+            if self.control.due(now):
+                async with self.shard.deadline(conn, self._patience, "a look at what is to be cancelled"):
+                    self.control.heed(await turns.cancelled(self.shard, conn))
             if self.leaving:
                 return
             if now >= self._due_at:  # somebody's time has come
@@ -372,7 +437,7 @@ class CommitLoop:
                 self.claims.look()
             elif self.claims.settled:
                 async with self.shard.deadline(conn, self._patience, "a look at the queues"):
-                    found, due = await turns.probe(self.shard, conn, self._lanes)
+                    found, due = await turns.probe(self.shard, conn, [*self._lanes, *self.control.lanes])
                 if found:
                     self._overdue = True
                     self.claims.look()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..storage.turn import EventRow, OutcomeRow, RetryRow, StepRow, Turn, WaitRow
@@ -19,21 +20,36 @@ MAX_BYTES = 8 << 20
 class Extra(NamedTuple):
     """What goes along with a checkpoint, in the same turn: `received`, the number of a message that it takes;
     `event`, key and value that it sets; `tried`, whether failed tries were recorded, which are to be forgotten
-    now."""
+    now; `anew`, that all that was recorded before is to be forgotten."""
 
     received: int | None = None
     event: tuple[str, bytes] | None = None
     tried: bool = False
+    anew: bool = False
 
 
 class Gathered:
     """The writes of one turn with whom to tell: `waiting`, a run and its future per step; `ended`, a run per outcome.
 
     `extras` are by the place of their step; `retries` by workflow and sequence number; `relayed`, entries of the
-    outbox that were delivered. `room` is how many more rows it takes; where the bytes are too many already, none.
+    outbox that were delivered; `unbegun`, ends of claimed workflows that did not begin; `severed`, workflows whose ends
+    cancel their children, with those just being started. `room` is how many more rows it takes; where the bytes are too many already, none.
     """
 
-    __slots__ = ("bytes", "ended", "extras", "outcomes", "relayed", "retries", "room", "steps", "waiting", "waits")
+    __slots__ = (
+        "bytes",
+        "ended",
+        "extras",
+        "outcomes",
+        "relayed",
+        "retries",
+        "room",
+        "severed",
+        "steps",
+        "unbegun",
+        "waiting",
+        "waits",
+    )
 
     def __init__(self) -> None:
         self.steps: list[StepRow] = []
@@ -44,12 +60,19 @@ class Gathered:
         self.outcomes: list[OutcomeRow] = []
         self.ended: list[Run] = []
         self.waits: list[WaitRow] = []
+        self.unbegun: list[OutcomeRow] = []
+        self.severed: dict[int, Sequence[str]] = {}
         self.bytes = 0
         self.room = MAX_ROWS
 
     def turn(self) -> Turn:
         """These writes as a turn, as yet without receipts and claim."""
         turn = Turn(steps=self.steps, outcomes=self.outcomes, waits=self.waits, relayed=self.relayed)
+        if self.unbegun:
+            turn.outcomes = self.outcomes + self.unbegun
+        if self.severed:
+            turn.severed = list(self.severed)
+            turn.orphans = [id for ids in self.severed.values() for id in ids]
         if self.retries:
             turn.retries = list(self.retries.values())
         if self.extras:
@@ -57,10 +80,12 @@ class Gathered:
         return turn
 
     def _spread(self, turn: Turn) -> None:
-        tried, received = [], []
+        tried, received, anew = [], [], []
         events: dict[tuple[int, str], EventRow] = {}
         for place, extra in self.extras.items():
             wf, seq = self.steps[place][:2]
+            if extra.anew:
+                anew.append(wf)
             if extra.tried:
                 tried.append((wf, seq))
             if extra.received is not None:
@@ -68,6 +93,7 @@ class Gathered:
             if extra.event is not None:
                 events[wf, extra.event[0]] = (wf, *extra.event)
         turn.tried, turn.received, turn.events = tried, received, list(events.values())
+        turn.anew = anew
 
     def add_step(self, run: Run, future: asyncio.Future[None], row: StepRow, extra: Extra | None = None) -> None:
         if extra is not None:
@@ -82,6 +108,12 @@ class Gathered:
         self.outcomes.append(row)
         self.ended.append(run)
         self._weigh(row[2])
+
+    def add_unbegun(self, row: OutcomeRow, severed: bool) -> None:
+        self.unbegun.append(row)
+        if severed:
+            self.severed[row[0]] = ()
+        self.room -= 1
 
     def add_retry(self, row: RetryRow) -> None:
         self.retries[row[0], row[1]] = row
@@ -112,6 +144,8 @@ class Gathered:
         for end, run in zip(self.outcomes, self.ended, strict=True):
             one = Gathered()
             one.add_outcome(run, end)
+            if end[0] in self.severed:
+                one.severed[end[0]] = self.severed[end[0]]
             found.append((one, "the workflow's result"))
         return found
 
@@ -119,6 +153,8 @@ class Gathered:
         """What `pieces` leaves out, which nobody waits for."""
         rest = Gathered()
         rest.waits, rest.retries, rest.relayed = self.waits, self.retries, self.relayed
+        rest.unbegun = self.unbegun
+        rest.severed = {row[0]: self.severed[row[0]] for row in self.unbegun if row[0] in self.severed}
         return rest
 
     def cancel(self) -> None:
@@ -137,6 +173,8 @@ class Gathered:
         self.outcomes += other.outcomes
         self.ended += other.ended
         self.waits += other.waits
+        self.unbegun += other.unbegun
+        self.severed.update(other.severed)
         self.bytes += other.bytes
         self.room = 0 if self.bytes > MAX_BYTES else self.room - (MAX_ROWS - other.room)
 
@@ -166,8 +204,9 @@ class Pending:
         self._queue.appendleft(gathered)
 
     def suspending(self) -> set[int]:
-        """The workflows that are to be suspended."""
-        return {row[0] for gathered in self._queue for row in gathered.waits}
+        """The claimed workflows without a run that a turn sees to: it suspends them, or ends them before they begin."""
+        waits = {row[0] for gathered in self._queue for row in gathered.waits}
+        return waits | {row[0] for gathered in self._queue for row in gathered.unbegun}
 
     def clear(self) -> None:
         """Forgets everything; whoever waits for a checkpoint of it is told that there will be none."""

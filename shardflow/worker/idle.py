@@ -70,7 +70,6 @@ class Idle:
         box = run.box = run.box or Mailbox()
         if not box.asked:
             box.asked = True
-            box.looked_at = self._loop.time()
             self._asking[run.wf] = run
             self._wake()
 
@@ -128,9 +127,11 @@ class Idle:
                 continue
             if due is not None and due - now <= SHORT:
                 self._runs[run] = max(due, now + LINGER / 10)
-            elif self._mail_due(run) or not is_quiet(run):
+            elif self._mail_due(run):
                 self._runs[run] = now + LINGER
-                self._poll(run, now)
+            elif not is_quiet(run):
+                self._runs[run] = now + MAIL_EVERY
+                self._poll(run)
             elif alone(run):
                 self._take_out(run)
             else:
@@ -166,10 +167,10 @@ class Idle:
             run.box is None or run.box.asked or not run.box.loaded
         )
 
-    def _poll(self, run: Run, now: float) -> None:
+    def _poll(self, run: Run) -> None:
         """A step goes on in one of its branches, perhaps for hours: what another one waits for is asked for
         meanwhile."""
-        if any(w.topics or w.ids for w in run.waits or ()) and run.box and now - run.box.looked_at >= MAIL_EVERY:
+        if any(w.topics or w.ids for w in run.waits or ()):
             self.ask_mail(run)
 
     def _still_quiet(self, run: Run, turns: int) -> None:

@@ -29,9 +29,11 @@ from ..storage.shard import Conn, Shard
 from ..storage.turn import Fence
 from .commit import PATIENCE, CommitLoop
 from .keeper import Keeper
+from .limits import Limits
 from .places import Places
 from .starter import Starter
 from .ticker import Ticker
+from .transactions import Kinds
 
 log = logging.getLogger("shardflow.worker")
 
@@ -53,9 +55,9 @@ SEAT = 60.0
 class Link:
     """Serves one shard for a worker.
 
-    Arguments: `shard`; `config`, the cluster's; `app`; `name`, the worker's; `queues` to serve; `places`, the
+    Arguments: `shard`; `config`, the cluster's; `app`; `name`, the worker's; `lanes` to serve; `places`, the
     worker's; `threads`, for plain `def` functions; `delivery` and `ticker`, the worker's; `seat`, told of each change
-    of the election on the shard.
+    of the election on the shard; `started`, when the worker was started, in µs since 1970.
     """
 
     def __init__(
@@ -64,12 +66,13 @@ class Link:
         config: ClusterConfig,
         app: App,
         name: str,
-        queues: Sequence[str],
+        lanes: Sequence[str],
         places: Places,
         threads: ThreadPoolExecutor,
         delivery: Delivery,
         ticker: Ticker,
         seat: Callable[[str, Term | None], None],
+        started: int,
     ) -> None:
         self.shard = shard
         self.connected = asyncio.Event()
@@ -77,14 +80,25 @@ class Link:
         self._config = config
         self._app = app
         self._name = name
-        self._queues = list(queues)
+        self._lanes = list(lanes)
         self._ticker = ticker
         self._seat = seat
         self._place = places.add(self._woken)
         self._starter = Starter(shard, app)
         patience = min(PATIENCE, config.lease.ttl)
+        self._transactions = Kinds(shard, config.pool, patience)
+        names = [each.name for each in config.shards]
+        self._limits = Limits(shard, names, list(app.limits.values()), started, delivery.router, self._woken)
         self._commit = CommitLoop(
-            shard, app.lanes(queues), self._place, threads, delivery, self._starter.begin, patience
+            shard,
+            self._lanes,
+            self._place,
+            threads,
+            delivery,
+            self._transactions,
+            self._starter.begin,
+            self._limits,
+            patience,
         )
         self._starter.commit = self._commit
         self._fence: Fence | None = None
@@ -118,6 +132,12 @@ class Link:
 
     async def serve(self) -> None:
         """Serves until drained or retired; survives whatever the shard does."""
+        try:
+            await self._serve()
+        finally:
+            await self._transactions.close()
+
+    async def _serve(self) -> None:
         while not (self._retiring and self._fence is None):
             try:
                 await self._session()
@@ -150,6 +170,7 @@ class Link:
         """Gives the lease back with what it still holds, and closes what runs."""
         self._commit.abandon()
         self._place.leave()
+        await self._limits.close()
         if self._fence is None:
             return
         lease, self._fence = self._fence.lease, None
@@ -171,6 +192,7 @@ class Link:
         async with await self._connect("keeper") as keeping, await self._connect("commit") as writing:
             async with self.shard.deadline(keeping, HOLD, "a lease"), self.shard.deadline(writing, HOLD, "a lease"):
                 fence = await self._hold(keeping, writing)
+                self._commit.claims.limits(await self._limits.declare(keeping))
                 await bell.listen(self.shard, keeping)
             keeper = Keeper(
                 self.shard,
@@ -219,7 +241,7 @@ class Link:
                 return self._fence
             self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {lease} was ended while the connection was lost"))
         writer = writing.info.backend_pid
-        lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl, writer, self._queues)
+        lease, epoch = await leases.open_lease(self.shard, keeping, self._name, ttl, writer, self._lanes)
         self._fence = Fence(lease, epoch, identity.generation)
         self._commit.valid_until = began + ttl
         log.info("lease opened", extra={"shard": self.shard.name, "lease": lease})
@@ -243,7 +265,7 @@ class Link:
             return
         lease = self._fence.lease
         if self._retiring and not self._commit.closing:
-            if await registry.step_back(self.shard, keeping, lease, self._queues):
+            if await registry.step_back(self.shard, keeping, lease, self._lanes):
                 self._commit.close(True)
         elif not self._retiring and (self._commit.closing or not self._marked):
             await registry.step_up(self.shard, keeping, lease)
@@ -298,6 +320,7 @@ class Link:
         )
         if unseen and not commit.draining:
             await self._starter.unseen(conn, unseen)
+        self._limits.resumed(commit.receipts.number(), list(commit.runs.values()))
 
     def _lose(self, error: LeaseLost) -> None:
         log.warning(

@@ -17,13 +17,12 @@ class Mailbox:
     """`seen` is the last message that was read; `asked` says that the shard is being asked for more; `loaded`, that
     it has answered once."""
 
-    __slots__ = ("_ends", "_topics", "asked", "loaded", "looked_at", "seen")
+    __slots__ = ("_ends", "_topics", "asked", "loaded", "seen")
 
     def __init__(self) -> None:
         self.seen = 0
         self.asked = False
         self.loaded = False
-        self.looked_at = 0.0
         self._topics: dict[str, deque[Message]] = {}
         self._ends: dict[str, Message] = {}
 

@@ -7,30 +7,75 @@ of its own.
 
 from __future__ import annotations
 
+import asyncio
+import asyncio
 import json
 import math
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..app import Call
+from ..context import current
+from ..core.branches import passed
 from ..core.childids import Children
 from ..core.failure import describe, from_json, to_json
 from ..core.topics import check_topic
-from ..errors import ShardflowError, UsageError, WorkflowCancelled, WorkflowConflict, WorkflowFailed, WorkflowNotFound
+from ..errors import (
+    NonDeterminism,
+    ShardflowError,
+    UsageError,
+    WorkflowCancelled,
+    WorkflowConflict,
+    WorkflowFailed,
+    WorkflowNotFound,
+)
 from ..storage.leases import Checkpoint
 from .gather import Extra
+from .tasks import branch_here
 
 if TYPE_CHECKING:
     from .run import Run
 
+#: The name of the checkpoint by which a workflow begins anew.
+CONTINUED = "shardflow.continue"
+
 #: Errors of operations that a replay raises again as what they were.
 _KNOWN = {kind.__name__: kind for kind in (WorkflowNotFound, WorkflowConflict)}
+
+
+class Anew(BaseException):
+    """Ends the code of a workflow that is to begin anew with this input. Not an error of the workflow."""
+
+    def __init__(self, input: bytes) -> None:
+        super().__init__()
+        self.input = input
 
 
 class Operations:
     """The operations of a `Run`, which is the only class derived from it."""
 
     __slots__ = ()
+
+    # -- values that are recorded
+
+    def value(self: Run, name: str, make: Callable[[], bytes]) -> bytes:  # type: ignore[misc]
+        """See `context.Runtime`.
+
+        In an `async def` workflow the record goes along with the next turn: whatever follows from it can only commit
+        with it or after it, and what acts outside, a step, waits for it.
+        """
+        if not self.blocking and not _in_loop(self.sink.loop):
+            raise UsageError(f"{name}() was called in a thread of an `async def` workflow: call it in the workflow")
+        seq = self.number()
+        if (recorded := self.recorded(name, seq)) is not None:
+            return recorded.output or b"null"
+        output = make()
+        if self.blocking:
+            self.checkpoint_blocking(seq, name, 1, output, None)
+        else:
+            self.unsettled = self.sink.checkpoint(self, seq, name, 1, output, None)
+        return output
 
     # -- time
 
@@ -56,6 +101,20 @@ class Operations:
         due = self.sink.time() + seconds
         while self.sink.time() < due:
             await self.wait(due)
+
+    # -- versions of the code
+
+    def patched(self: Run, id: str, deprecated: bool) -> bool:  # type: ignore[misc]
+        """See `context.Runtime`."""
+        name = f"shardflow.patch.{id}"
+        branch = branch_here.get() or self.branch
+        recorded = self.checkpoints.get(branch.peek()) if self.checkpoints else None
+        if (recorded is None or recorded.name != name) and (
+            deprecated or passed(self.branch, branch, chain(self.checkpoints or (), self.tries or ()))
+        ):
+            return False  # and no number is taken: those of a run that began under the old code must stay
+        self.value(name, lambda: b"null")
+        return True
 
     # -- messages and events
 
@@ -112,7 +171,7 @@ class Operations:
     ) -> None:
         if recorded is None:
             # The key makes a repetition after a crash harmless.
-            key = key or f"{self.id}\x1f{seq}"
+            key = key or f"{self.id}\x1f{f'{self.generation}.' if self.generation else ''}{seq}"
             await self.once(seq, "shardflow.send", self.sink.delivery.send(id, topic, value, key))
         elif recorded.error is not None:
             raise _error(recorded.error)
@@ -134,16 +193,20 @@ class Operations:
         """See `context.Runtime`."""
         seq = self.number()
         recorded = self.recorded("shardflow.start", seq)
-        return self._start(
-            seq, recorded, Children.of(self.id, seq, [c.options.id for c in calls], colocate, many), calls
-        )
+        given = [call.options.id for call in calls]
+        return self._start(seq, recorded, Children.of(self.id, seq, given, colocate, many, self.generation), calls)
 
     async def _start(  # type: ignore[misc]
         self: Run, seq: int, recorded: Checkpoint | None, children: Children, calls: Sequence[Call[Any]]
     ) -> Sequence[str]:
         if recorded is None:
-            started = self.sink.delivery.start(self.id, children.ids, calls)
-            await self.once(seq, "shardflow.start", started, children.to_json())
+            starting = self.starting = self.starting or []
+            starting.append(children)
+            try:
+                started = self.sink.delivery.start(self.id, children.ids, calls)
+                await self.once(seq, "shardflow.start", started, children.to_json())
+            finally:
+                starting.remove(children)
             return children.ids
         if recorded.error is not None:
             raise _error(recorded.error)
@@ -161,6 +224,34 @@ class Operations:
             found.append((message.value, failed))
         return found
 
+    # -- a new beginning
+
+    def continue_as_new(self: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:  # type: ignore[misc]
+        """See `context.Runtime`."""
+        raise Anew(self.workflow.codec.encode_call(args, kwargs))
+
+    async def begin_again(self: Run, input: bytes) -> None:  # type: ignore[misc]
+        """Records that the workflow begins anew, which forgets all that was recorded before, and begins."""
+        try:
+            self.check_complete()
+        except NonDeterminism as error:
+            self.fail(error)
+            return
+        await self.sink.checkpoint(self, -self.generation - 1, CONTINUED, 1, input, None, Extra(anew=True))
+        self.sink.begin_anew(self, input)
+
+    def check_complete(self: Run) -> None:  # type: ignore[misc]
+        """Raises NonDeterminism where something is recorded that the code, which has ended, did not do."""
+        if self.checkpoints:
+            seq, left = min(self.checkpoints.items())
+            self.broken = self.broken or NonDeterminism(
+                f"workflow {self.id!r} ended before step {seq} ({left.name!r}), which is recorded: its code has"
+                " changed or depends on something that is not recorded",
+                workflow_id=self.id,
+            )
+        if self.broken is not None:
+            raise self.broken
+
     # -- what they share
 
     async def write(  # type: ignore[misc]
@@ -177,6 +268,7 @@ class Operations:
         """An effect elsewhere that may safely be repeated, then its checkpoint. An error of ours that no later try
         would mend is recorded too, and raised."""
         self.busy += 1
+        outside = current.set(None)  # tasks that are made on the way are none of the workflow's
         try:
             await self.settled()
             await effect
@@ -187,7 +279,16 @@ class Operations:
         else:
             await self.sink.checkpoint(self, seq, name, 1, output, None, None)
         finally:
+            current.reset(outside)
             self.busy -= 1
+
+
+def beginning(input: bytes, checkpoints: dict[int, Checkpoint] | None) -> tuple[int, bytes]:
+    """How often the workflow has begun anew, as the checkpoint before its first one says; and its present input."""
+    if not checkpoints or (first := min(checkpoints)) >= 0:
+        return 0, input
+    record = checkpoints.pop(first)
+    return -first, input if record.output is None else record.output
 
 
 def failure_of(id: str, error: str) -> WorkflowFailed:
@@ -202,3 +303,10 @@ def _error(text: str) -> Exception:
     info = from_json(text)
     kind = _KNOWN.get(info.type.rpartition(".")[2])
     return kind(info.message) if kind is not None else ShardflowError(f"{info.type}: {info.message}")
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

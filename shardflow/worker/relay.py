@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ..core.failure import to_json
-from ..core.topics import AFTER, WATCH
+from ..core.topics import AFTER, SUBMIT, WATCH
 from ..delivery import Delivery
-from ..errors import WorkflowNotFound
+from ..errors import WorkflowConflict, WorkflowNotFound
 from ..model import ErrorInfo
 from ..storage.messages import Letter
 from ..storage.shard import Shard
@@ -81,7 +81,11 @@ class Relay:
 
     def _post(self, entry: Told) -> None:
         letter = Letter(entry.target, entry.topic, entry.key, entry.value, entry.error)
-        future = self._under_way[entry.entry] = self._delivery.courier.post(letter)
+        if entry.topic == SUBMIT:
+            future = self._delivery.relay(entry.value or b"")
+        else:
+            future = self._delivery.courier.post(letter)
+        self._under_way[entry.entry] = future
         future.add_done_callback(lambda done: self._done(entry, done))
 
     def _done(self, entry: Told, done: asyncio.Future[None]) -> None:
@@ -98,6 +102,11 @@ class Relay:
             log.warning(
                 "nobody is there to be told",
                 extra={"shard": self._shard.name, "workflow": entry.target, "topic": entry.topic},
+            )
+        elif isinstance(error, WorkflowConflict):
+            log.error(
+                "what was submitted in a transaction has the id of another workflow, and is dropped",
+                extra={"shard": self._shard.name, "workflow": entry.target, "error": str(error)},
             )
         elif error is not None:
             log.error(

@@ -10,12 +10,13 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..app import Step, Workflow
 from ..context import current
 from ..core.branches import Branch
+from ..core.childids import Children
 from ..core.codecs import Codecs
 from ..core.failure import describe, to_json
 from ..errors import NonDeterminism, UsageError
@@ -23,9 +24,10 @@ from ..model import Status
 from ..storage.leases import Checkpoint, Tries
 from .gather import Extra
 from .mailbox import Mailbox
-from .operations import Operations
-from .steps import Detached, answer, run_step, run_step_blocking
+from .operations import Anew, Operations
+from .steps import Detached, answer
 from .tasks import branch_here
+from .transactions import Fenced, run_step, run_step_blocking
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -35,13 +37,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Sink(Protocol):
+class Sink(Fenced, Protocol):
     """Where a run's writes go: the commit loop of its shard."""
 
     loop: asyncio.AbstractEventLoop
     threads: ThreadPoolExecutor
     delivery: Delivery
-    time: Callable[[], float]  # the clock by which runs wait, in seconds: the loop's
     valid_until: float  # the time of that clock until which the lease surely lasts
     jumps: bool  # whether that clock jumps to the next time that is waited for
 
@@ -63,11 +64,17 @@ class Sink(Protocol):
     def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
         """Writes the workflow's end."""
 
+    def begin_anew(self, run: Run, input: bytes) -> None:
+        """Begins the workflow with another input; that it does is recorded."""
+
     def waiting(self, run: Run) -> None:
         """The run waits for something durable: it may be suspended, if nothing else goes on in it."""
 
     def ask_mail(self, run: Run) -> None:
         """Reads what has arrived for the run."""
+
+    def time(self) -> float:
+        """The clock by which runs wait, in seconds: the event loop's, as a rule."""
 
     def server_time(self) -> float:
         """The shard's clock, in seconds since 1970; rather a little late."""
@@ -94,7 +101,7 @@ class Run(Operations):
     Arguments: `sink`, its shard's commit loop; `wf`, its narrow key; `id`; `workflow`, its definition; `input`,
     the encoded arguments; `attempt`, leases that expired under it; `checkpoints`, what is recorded of it, by sequence
     number; `queue`, that it was claimed from; `tries`, its steps that have failed and are to be tried again;
-    `options`, of its submission.
+    `options`, of its submission; `generation`, how often it has begun anew.
     """
 
     __slots__ = (
@@ -107,12 +114,14 @@ class Run(Operations):
         "busy",
         "checkpoints",
         "closed",
+        "generation",
         "id",
         "input",
         "operation",
         "options",
         "queue",
         "sink",
+        "starting",
         "task",
         "tasks",
         "thread",
@@ -135,6 +144,7 @@ class Run(Operations):
         queue: str = "",
         tries: dict[int, Tries] | None = None,
         options: Mapping[str, Any] | None = None,
+        generation: int = 0,
     ) -> None:
         self.sink = sink
         self.wf = wf
@@ -146,6 +156,8 @@ class Run(Operations):
         self.checkpoints = checkpoints
         self.tries = tries
         self.options = options
+        self.generation = generation
+        self.starting: list[Children] | None = None
         self.blocking = not workflow.is_async
         self.branch = Branch()
         self.thread: concurrent.futures.Future[Any] | None = None
@@ -181,6 +193,18 @@ class Run(Operations):
             self.operation.cancel()
         if self.task is not None:
             self.task.cancel()
+        self.end_tasks()
+
+    def end_tasks(self) -> None:
+        """Cancels the tasks that the workflow's code has left behind: what they wait for never comes."""
+        for task in list(self.tasks or ()):
+            task.cancel()
+
+    def anew(self, input: bytes) -> Run:
+        """The same workflow, which begins anew with another input."""
+        generation, options = self.generation + 1, self.options
+        wf, workflow, attempt = self.wf, self.workflow, self.attempt
+        return Run(self.sink, wf, self.id, workflow, input, attempt, None, self.queue, None, options, generation)
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """A task that the workflow's code has made."""
@@ -199,16 +223,10 @@ class Run(Operations):
                 value = await self.in_thread(self.workflow.function, args, kwargs)
             else:
                 value = await self.workflow.function(*args, **kwargs)
-            if self.checkpoints:
-                seq, left = min(self.checkpoints.items())
-                self.broken = self.broken or NonDeterminism(
-                    f"workflow {self.id!r} ended before step {seq} ({left.name!r}), which is recorded: its code has"
-                    " changed or depends on something that is not recorded",
-                    workflow_id=self.id,
-                )
-            if self.broken is not None:
-                raise self.broken
+            self.check_complete()
             output = codec.encode_result(value)
+        except Anew as again:
+            await self.begin_again(again.input)
         except asyncio.CancelledError as error:
             if not self.closed:  # the workflow's own code raised it
                 self.fail(error)
@@ -239,26 +257,6 @@ class Run(Operations):
 
         self.thread = self.sink.threads.submit(call)
         return await asyncio.wrap_future(self.thread)
-
-    # -- values that are recorded
-
-    def value(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """See `context.Runtime`.
-
-        In an `async def` workflow the record goes along with the next turn: whatever follows from it can only commit
-        with it or after it, and what acts outside, a step, waits for it.
-        """
-        if not self.blocking and not _in_loop(self.sink.loop):
-            raise UsageError(f"{name}() was called in a thread of an `async def` workflow: call it in the workflow")
-        seq = self.number()
-        if (recorded := self.recorded(name, seq)) is not None:
-            return recorded.output or b"null"
-        output = make()
-        if self.blocking:
-            self.checkpoint_blocking(seq, name, 1, output, None)
-        else:
-            self.unsettled = self.sink.checkpoint(self, seq, name, 1, output, None)
-        return output
 
     # -- steps
 
@@ -344,7 +342,7 @@ class Run(Operations):
                 coroutine.close()
                 done.set_exception(Detached())
                 return
-            self.operation = self.sink.loop.create_task(coroutine)
+            self.operation = self.sink.loop.create_task(coroutine, context=Context())
             self.operation.add_done_callback(pass_on)
 
         def pass_on(task: asyncio.Task[T]) -> None:
@@ -389,10 +387,3 @@ class Run(Operations):
         """Keeps the workflow's thread waiting, until the run is closed at the latest."""
         assert self._halt is not None
         self._halt.wait(seconds)
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False

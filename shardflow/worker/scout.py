@@ -31,20 +31,20 @@ AGAIN = 3.0
 class Scout:
     """Looks, and says what is short of workers.
 
-    Arguments: `config`; `queues`, the worker's; `unserved`, called for the shards to look at; `found`, called with
-    the name of a shard where one of the queues has no claimer.
+    Arguments: `config`; `lanes`, the worker's; `unserved`, called for the shards to look at; `found`, called with
+    the name of a shard where one of the lanes has no claimer.
     """
 
     def __init__(
         self,
         config: ClusterConfig,
-        queues: Sequence[str],
+        lanes: Sequence[str],
         unserved: Callable[[], Sequence[Shard]],
         found: Callable[[str], None],
     ) -> None:
         self.neighbours = 1
         self._config = config
-        self._queues = list(queues)
+        self._lanes = list(lanes)
         self._unserved = unserved
         self._found = found
         self._away: dict[str, float] = {}
@@ -56,7 +56,7 @@ class Scout:
         return set(self._away)
 
     async def first(self, shards: Iterable[Shard], level: int) -> list[str]:
-        """Those of the shards where one of the queues has fewer than `level` claimers, in random order."""
+        """Those of the shards where one of the lanes has fewer than `level` claimers, in random order."""
         found: list[str] = []
         gate = asyncio.Semaphore(2 * AT_ONCE)
 
@@ -107,4 +107,4 @@ class Scout:
             return False
         self._away.pop(shard.name, None)
         unknown = claimers.get("", 0)
-        return any(claimers.get(queue, 0) + unknown < level for queue in self._queues)
+        return any(claimers.get(lane, 0) + unknown < level for lane in self._lanes)

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Sequence
 
 from ..app import App
-from ..core.lanes import queue_of
+from ..core.lanes import of_version, queue_of
 from ..storage import leases
 from ..storage.leases import Held, Recorded
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Claimed
 from .commit import CommitLoop
+from .operations import beginning
 from .run import Run
 
 log = logging.getLogger("shardflow.worker")
@@ -55,28 +56,39 @@ class Starter:
             self._start(row, recorded.get(row.wf))
 
     def _start(self, row: Claimed, recorded: Recorded | None = None) -> None:
-        workflow = self._app.workflows.get(row.name)
+        version = row.options.get("version") if row.options else None
+        workflow = self._app.runner(row.name, version)
+        if self.commit.control.refuses(row, workflow):
+            return
         if workflow is None:
             extra = {"workflow": row.id, "workflow_name": row.name, "app": self._app.name, "shard": self._shard.name}
+            extra |= {} if version is None else {"version": version}
             log.error(
                 "no code for this workflow here: it is offered again later; run a worker whose app has it",
                 extra=extra,
             )
-            self.commit.refuse(row.wf, row.attempt, UNKNOWN_DELAY, f"no worker had code for workflow {row.name!r}")
+            self.commit.refuse(
+                row.wf,
+                row.attempt,
+                UNKNOWN_DELAY,
+                f"no worker had code for workflow {row.name!r}{of_version(version)}",
+            )
             return
         checkpoints, tries = (None, None) if recorded is None else recorded
         queue = queue_of(row.queue)
+        generation, input = beginning(row.input, checkpoints)
         self.commit.start(
             Run(
                 self.commit,
                 row.wf,
                 row.id,
                 workflow,
-                row.input,
+                input,
                 row.attempt,
                 checkpoints,
                 queue,
                 tries,
                 row.options,
+                generation,
             )
         )

@@ -47,7 +47,7 @@ async def run_step(run: Run, step: Step[..., Any], seq: int, args: tuple[Any, ..
     sink = run.sink
     if run.tries and (before := run.tries.get(seq)):
         attempts = before.attempts
-        await _pause(run, before.due - sink.server_time())
+        await pause(run, before.due - sink.server_time())
     run.busy += 1
     try:
         if run.unsettled is not None:
@@ -77,13 +77,13 @@ async def run_step(run: Run, step: Step[..., Any], seq: int, args: tuple[Any, ..
                 await sink.checkpoint(run, seq, step.name, attempts, output, None, extra)
                 return value
             info = describe(failure)
-            if not _again(step, attempts, failure):
+            if not again(step, attempts, failure):
                 await sink.checkpoint(run, seq, step.name, attempts, None, to_json(info), extra)
                 raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
-            delay = _failed(run, step, seq, attempts, to_json(info))
+            delay = failed(run, step, seq, attempts, to_json(info))
             run.busy -= 1
             try:
-                await _pause(run, delay)
+                await pause(run, delay)
             finally:
                 run.busy += 1
     finally:
@@ -121,7 +121,7 @@ def run_step_blocking(
             run.checkpoint_blocking(seq, step.name, attempts, output, None)
             return value
         info = describe(failure)
-        if not _again(step, attempts, failure):
+        if not again(step, attempts, failure):
             run.checkpoint_blocking(seq, step.name, attempts, None, to_json(info))
             raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
         delay = step.retry.delay(attempts, random.random())
@@ -131,7 +131,7 @@ def run_step_blocking(
         _pause_blocking(run, delay)
 
 
-def _failed(run: Run, step: Step[..., Any], seq: int, attempts: int, error: str) -> float:
+def failed(run: Run, step: Step[..., Any], seq: int, attempts: int, error: str) -> float:
     """Records a failed try; answers the seconds until the next one."""
     delay = step.retry.delay(attempts, random.random())
     run.tries = run.tries or {}
@@ -140,7 +140,7 @@ def _failed(run: Run, step: Step[..., Any], seq: int, attempts: int, error: str)
     return delay
 
 
-async def _pause(run: Run, seconds: float) -> None:
+async def pause(run: Run, seconds: float) -> None:
     due = run.sink.time() + seconds
     while (left := due - run.sink.time()) > 0:
         if seconds > LONG_PAUSE or run.sink.jumps:
@@ -155,7 +155,7 @@ async def _pause(run: Run, seconds: float) -> None:
 
 def _pause_blocking(run: Run, seconds: float) -> None:
     if seconds > LONG_PAUSE or run.sink.jumps:
-        run.block_on(_pause(run, seconds))
+        run.block_on(pause(run, seconds))
     else:
         run.halt(seconds)
 
@@ -195,5 +195,5 @@ def _timed_blocking(
     return done.result()
 
 
-def _again(step: Step[..., Any], attempts: int, failure: BaseException) -> bool:
+def again(step: Step[..., Any], attempts: int, failure: BaseException) -> bool:
     return not isinstance(failure, SerializationError) and step.retry.may_retry(attempts, failure)

@@ -13,10 +13,12 @@ import logging
 import os
 import random
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ..app import App
+from ..core.lanes import check_part
 from ..core.routing import check_name
 from ..core.suggest import did_you_mean
 from ..delivery import Delivery
@@ -91,14 +93,15 @@ class Worker:
         for what, value in (("concurrency", concurrency), ("max_leases", max_leases)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InvalidInput(f"{what} must be a whole number from 1, not {value!r}")
-        plain = any(not w.is_async for w in app.workflows.values())
+        plain = any(not w.is_async for w in app.definitions)
         if concurrency is None:
             concurrency = THREAD_CONCURRENCY if plain else ASYNC_CONCURRENCY
         self.labels = frozenset(check_name("label", label) for label in labels)
         _check_shards(config, shards or (), self.labels)
         self.name = check_name("worker", name or f"{socket.gethostname()}:{os.getpid()}:{next(_numbers)}")
         self.concurrency = concurrency
-        self.queues = [check_name("queue", q) for q in dict.fromkeys(queues or app.queues)]
+        self.queues = [check_part("queue", q) for q in dict.fromkeys(queues or app.queues)]
+        self._lanes = app.lanes(self.queues)
         self._config = config
         self._app = app
         app.codecs.limits = config.payload
@@ -106,6 +109,7 @@ class Worker:
         self._shards = {s.name: Shard(s) for s in config.shards if self._may_serve(s, shards)}
         self._max_leases = max_leases
         self._code_version = code_version
+        self._started = time.time_ns() // 1000
         self._aims: set[str] | None = None
         self._obeyed = 0
         self._strange: frozenset[str] = frozenset()
@@ -135,7 +139,7 @@ class Worker:
         self._delivery = Delivery(self._config, self._app.codecs)
         self._ticker = Ticker(self._config, self._app, self._delivery.router, self._delivery.sender)
         self._rebalancer = Rebalancer(self._config, self.name)
-        self._scout = Scout(self._config, self.queues, self._unserved, self._adopt)
+        self._scout = Scout(self._config, self._lanes, self._unserved, self._adopt)
         everywhere = [Shard(s) for s in self._config.shards]
         self._registrar = Registrar(everywhere, self._config.lease, self._card(), self._pulse, self._wished)
         if self._pinned:
@@ -248,12 +252,13 @@ class Worker:
             self._config,
             self._app,
             self.name,
-            self.queues,
+            self._lanes,
             self._places,
             self._threads,
             self._delivery,
             self._ticker,
             seat,
+            self._started,
         )
         task = asyncio.create_task(link.serve(), name=f"shardflow {name}")
         self._links[name], self._serving[name] = link, task
@@ -327,7 +332,7 @@ class Worker:
             self._code_version,
             self.concurrency,
             self._max_leases,
-            self.queues,
+            self._lanes,
             sorted(self.labels),
             self._pinned,
         )

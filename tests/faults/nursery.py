@@ -57,16 +57,24 @@ class Nursery:
     """Makes worker processes of one cluster.
 
     Arguments: `config`, the cluster's file; `address`, the ledger's socket; `logs`, the folder of the workers' logs;
-    `mutants`, see `worker_main`; `concurrency`, each worker's.
+    `mutants`, see `worker_main`; `concurrency`, each worker's; `module`, that makes them.
     """
 
-    def __init__(self, config: Path, address: Path, logs: Path, mutants: Sequence[str], concurrency: int) -> None:
+    def __init__(
+        self,
+        config: Path,
+        address: Path,
+        logs: Path,
+        mutants: Sequence[str],
+        concurrency: int,
+        module: str = "faults.nursery",
+    ) -> None:
         self.processes: list[Process] = []
         self._mother = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
-                "faults.nursery",
+                module,
                 str(config),
                 str(address),
                 str(logs),

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 
+from faults import booking
 from faults.ledger import Ledger
 
 import shardflow
@@ -52,7 +53,7 @@ async def chain(id: str, longest: float = 0.02) -> int:
 def lease_of(run: object) -> int | str:
     """The lease that a run is under; it is the link's that began it. A dash where it cannot be told."""
     try:
-        return int(run.sink._begin.__self__._fence.lease)  # type: ignore[attr-defined]
+        return int(run.sink.fence.lease)  # type: ignore[attr-defined]
     except AttributeError:
         return "-"
 
@@ -72,7 +73,9 @@ def acknowledge_before_commit() -> None:
     CommitLoop.checkpoint = checkpoint  # type: ignore[method-assign,assignment]
 
 
-MUTANTS = {"acknowledge_before_commit": acknowledge_before_commit}
+books = booking.define(app)
+
+MUTANTS = {"acknowledge_before_commit": acknowledge_before_commit, **booking.MUTANTS}
 
 
 async def serve(

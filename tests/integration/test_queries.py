@@ -13,9 +13,10 @@ import pytest
 from support.lab import Lab
 from support.look import connect, rows, until
 from support.many import STATUSES, Made, closed, ended, fill, ids_of, in_turns, pages, plain
-from support.work import ids_on
+from support.work import ids_on, running
 
 from shardflow import (
+    App,
     AsyncClient,
     Client,
     ClusterConfig,
@@ -297,3 +298,23 @@ def test_the_synchronous_client_asks_the_same(three: ClusterConfig) -> None:
         assert client.count(status=["ready", "failed"]).by_status == {Status.READY: 63, Status.FAILED: 0}
         ended(three, 0, *ids_on(three, 0, 2))
         assert set(client.wait(ids_on(three, 0, 2), timeout=30).ended) == set(ids_on(three, 0, 2))
+
+
+async def test_a_submission_is_found_by_its_attributes_and_by_how_it_ended(cluster_config: ClusterConfig) -> None:
+    app = App()
+
+    @app.workflow(queue="orders")
+    async def checkout(number: int) -> int:
+        if number == 3:
+            raise ValueError(number)
+        return number
+
+    async with AsyncClient(cluster_config) as client, running(cluster_config, app):
+        for n in range(6):
+            await client.submit(checkout, n, id=f"c{n}", attributes={"tenant": "ab"[n % 2], "of": {"n": n}})
+        found = await client.wait([f"c{n}" for n in range(6)], timeout=60)
+        assert not found.pending
+        assert ids_of(await client.list(attributes={"tenant": "b"}, order="oldest")) == ["c1", "c3", "c5"]
+        assert ids_of(await client.list(attributes={"of": {"n": 4}}, queue="orders")) == ["c4"]
+        assert ids_of(await client.list(status="failed", name="checkout")) == ["c3"]
+        assert (await client.count(attributes={"tenant": "b"}, status="succeeded")).total == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,13 @@ SELECT n, 't', 'w1', n %% 2 = 0, now() - interval '1 hour' FROM generate_series(
 INSERT INTO event (wf, key, value) SELECT n, 'k', '1' FROM generate_series(1, {ROWS // 3}) n;
 INSERT INTO retry (wf, seq, due_at, attempts, name, error)
 SELECT n, 0, now(), 1, 'step', '' FROM generate_series(1, {ROWS // 3}) n;
+INSERT INTO schedule (name, slot, spec, zone, workflow, queue, input, pass_time, options, missed, overlap, from_code,
+    confirmed_at, decided_to, next_at)
+SELECT 's' || n, 0, 'every 1d', 'UTC', 'work', 'q', '[]', false, '{{}}', 'skip', 'allow', n %% 2 = 0, now(), now(),
+    CASE WHEN n %% 3 > 0 THEN now() + n * interval '1 s' - interval '200 s' END
+FROM generate_series(1, {ROWS // 3}) n;
+INSERT INTO tick (schedule, at, try_at) SELECT 's' || n, now(), now() + n * interval '1 s' - interval '200 s'
+FROM generate_series(1, {ROWS // 3}) n;
 """.replace("%%", "%")
 
 #: Statement, types of its parameters, and values.
@@ -56,6 +64,11 @@ STATEMENTS = {
     "submit.existing": ("text[]", "'{w1,w2,w3}'"),
     "lease.load": ("bigint[]", "'{1,2,3}'"),
     "lease.checkpoints": ("bigint[]", "'{1,2,3}'"),
+    "schedule.look": ("", ""),
+    "schedule.due": ("integer, integer", "180, 100"),
+    "schedule.take": ("integer, integer", "15, 500"),
+    "schedule.submitted": ("text[], timestamptz[], integer[], text[]", "'{s1,s2}', '{now,now}', '{0,0}', '{a,b}'"),
+    "schedule.find": ("integer, text", "180, 's7'"),
     "lease.written": ("bigint, integer, bigint", "1, 0, 1"),
 }
 
@@ -68,7 +81,7 @@ def filled(lab: Any, request: pytest.FixtureRequest) -> Iterator[ClusterConfig]:
     """A shard with 100,000 ready and many suspended, none of them due; without statistics as right after a burst."""
     config: ClusterConfig = lab.clone(1, 64, LEASE, POOL)
     with connect(config) as conn:
-        for table in ("workflow", "ready", "step", "outcome", "wait", "message", "outbox", "watcher", "retry", "event"):
+        for table in re.findall(r"INSERT INTO (\w+)", FILL):
             conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         conn.execute(FILL)
         in_thread(open_lease(config))

@@ -348,3 +348,62 @@ async def test_a_delayed_workflow_begins_later_and_one_with_dependencies_after_t
         await until(lambda: all(one(config, "SELECT count(*) FROM outbox", shard=k) == 0 for k in range(3)))
         assert all(one(config, "SELECT count(*) FROM watcher", shard=k) == 0 for k in range(3))
         assert_i1(config)
+
+
+async def test_tasks_that_a_workflow_leaves_behind_end_with_it(shard_config: ClusterConfig) -> None:
+    app = App()
+    left: list[asyncio.Task[object]] = []
+
+    @app.workflow
+    async def leaves(long: bool) -> str:
+        left.append(asyncio.ensure_future(shardflow.receive("never")))
+        await shardflow.sleep(1.2 if long else 0.05)
+        return "done"
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app):
+        assert await (await client.submit(leaves, False)).result(30) == "done"
+        assert await (await client.submit(leaves, True)).result(30) == "done"
+        await until(lambda: all(task.done() for task in left))
+        assert len(left) == 3
+
+
+async def test_a_timer_of_asyncio_keeps_a_workflow_in_memory_and_a_lock_does_not(shard_config: ClusterConfig) -> None:
+    app = App()
+    ticks: list[str] = []
+
+    @app.step
+    async def tick(what: str) -> None:
+        ticks.append(what)
+
+    @app.workflow
+    async def timed() -> None:
+        async def later() -> None:
+            await asyncio.sleep(0.6)
+            await tick("later")
+
+        await asyncio.gather(later(), shardflow.receive("go"))
+
+    @app.workflow
+    async def locked() -> int:
+        room = asyncio.Semaphore(2)
+
+        async def turn() -> None:
+            async with room:
+                await shardflow.receive("go")
+
+        done, _ = await asyncio.wait([asyncio.ensure_future(turn()) for _ in range(3)])
+        return len(done)
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app) as worker:
+        first = await client.submit(timed, id="timed")
+        await until(lambda: ticks)
+        await until(lambda: worker.running == 0)
+        await client.send("timed", "go")
+        await first.result(30)
+        assert ticks == ["later"]
+        second = await client.submit(locked, id="locked")
+        for n in range(3):
+            await until(lambda: one(shard_config, "SELECT count(*) FROM wait") == 1)
+            assert worker.running == 0
+            await client.send("locked", "go", n)
+        assert await second.result(30) == 3

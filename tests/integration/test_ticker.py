@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,14 +13,18 @@ from typing import Any
 import pytest
 from conftest import MakeCluster
 from support.lab import POOL
-from support.look import one, rows, terminate, total, until
+from support.look import connect, one, rows, terminate, total, until
 from support.ticking import home, of_schedule, often, ran, set_back, ticking
 from support.work import ids_on
 
 from shardflow import App, AsyncClient, ClusterConfig, ShardUnavailable
 from shardflow.core.cron import parse
-from shardflow.core.schedule import tick_id
+from shardflow.core.schedule import Definition, tick_id
+from shardflow.delivery.sender import Item, Sender
+from shardflow.errors import MapChanged
 from shardflow.storage import schedules
+from shardflow.storage.shard import Shard
+from shardflow.worker.ticker import _choose
 
 __all__ = ["often"]
 
@@ -212,6 +217,28 @@ async def test_a_tick_for_a_shard_that_is_away_waits_for_it_and_no_other_does(
         assert len(ran(cluster_config, name)) == len(targets[name])
 
 
+async def test_a_submit_that_hangs_holds_up_no_tick_for_another_shard(
+    cluster_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, go, original = asyncio.Event(), asyncio.Event(), Sender.send
+
+    async def send(self: Sender, items: Sequence[Item]) -> None:
+        if any(home(cluster_config, item.id) == 2 for item in items):
+            hung.set()
+            await go.wait()
+        await original(self, items)
+
+    monkeypatch.setattr(Sender, "send", send)
+    spread, here = ids_on(cluster_config, 0, 2)
+    await client.schedules.create(spread, 1, "work")
+    await client.schedules.create(f"{{{here}}}", 1, "work")
+    async with ticking(cluster_config, shards=(0,)):
+        await asyncio.wait_for(hung.wait(), 60)
+        before = _submitted_here(cluster_config, f"{{{here}}}")
+        await until(lambda: _submitted_here(cluster_config, f"{{{here}}}") >= before + 3)
+        go.set()
+
+
 def _hours(name: str, since: datetime) -> list[str]:
     return expected(name, "every 3600s", since, datetime.now(UTC))
 
@@ -299,7 +326,7 @@ async def test_two_versions_of_the_code_do_not_fight_over_a_schedule(
         await until(lambda: rows(shard_config, seen))
         async with ticking(shard_config, new):
             await until(lambda: rows(shard_config, "SELECT spec FROM change"))
-            for _ in range(10):
+            for _ in range(4):
                 before = one(shard_config, seen)
                 await until(lambda before=before: one(shard_config, seen) > before)
             assert rows(shard_config, "SELECT spec FROM change") == [("0 4 * * *",)]
@@ -343,3 +370,62 @@ async def test_a_shard_without_schedules_is_asked_seldom(
         await until(lambda: asked == 1)
         await asyncio.sleep(1.5)
         assert asked == 1
+
+
+async def test_who_was_overtaken_changes_nothing_of_a_tick_any_more(shard_config: ClusterConfig) -> None:
+    async with AsyncClient(shard_config) as client:
+        await client.schedules.create("beat", 3600, "work", missed="all")
+    set_back(shard_config, "beat", 3600)
+    shard = Shard(shard_config.shards[0])
+    tick = "SELECT tries, try_at > now() FROM tick"
+    async with await shard.connect("first") as first, await shard.connect("second") as second:
+        assert await schedules.decide(shard, first, 1, _choose) == 1
+        [slow] = await schedules.take(shard, first, 1, 0.0)
+        [fast] = await schedules.take(shard, second, 1, 60.0)
+        assert await schedules.take(shard, first, 1, 0.0) == [], "it is held"
+        await schedules.skipped(shard, first, 1, slow)
+        await schedules.submitted(shard, first, 1, [(slow, "slow")])
+        await schedules.put_off(shard, first, 1, [(slow, -1.0)])
+        assert rows(shard_config, tick) == [(2, True)]
+        assert one(shard_config, "SELECT last_id FROM schedule") is None
+        await schedules.submitted(shard, second, 1, [(fast, "fast")])
+    assert rows(shard_config, tick) == []
+    assert one(shard_config, "SELECT last_id FROM schedule") == "fast"
+
+
+async def test_two_who_look_at_the_same_time_decide_a_schedule_once(shard_config: ClusterConfig) -> None:
+    async with AsyncClient(shard_config) as client:
+        await client.schedules.create("beat", 3600, "work", missed="all")
+    set_back(shard_config, "beat", 3600)
+    shard = Shard(shard_config.shards[0])
+    with connect(shard_config) as other, other.transaction():
+        other.execute("SELECT FROM schedule FOR UPDATE")
+        async with await shard.connect("first") as conn:
+            assert await schedules.decide(shard, conn, 1, _choose) == 0, "it is passed over, not waited for"
+
+
+async def test_nothing_is_written_by_another_slot_map_and_tickers_follow_the_new_one(
+    shard_config: ClusterConfig,
+) -> None:
+    async with AsyncClient(shard_config) as client:
+        made = await client.schedules.create("beat", 1, "work")
+        async with ticking(shard_config):
+            await until(lambda: ran(shard_config, "beat"))
+            rows(shard_config, "UPDATE shard SET generation = generation + 1")
+            before = len(ran(shard_config, "beat"))
+            await until(lambda: len(ran(shard_config, "beat")) > before + 1)
+        await client.schedules.pause("beat")
+        shard = Shard(shard_config.shards[0])
+        definition = Definition("x", "every 1s", "UTC", "work", "default", made.input, False, "{}", "skip", "allow")
+        async with await shard.connect("stale") as conn:
+            for write in (
+                schedules.create(shard, conn, 1, 0, definition, paused=False, replacing=False),
+                schedules.register(shard, conn, 1, 0, definition, datetime.now(UTC)),
+                schedules.set_paused(shard, conn, 1, "beat", False),
+                schedules.delete(shard, conn, 1, "beat"),
+                schedules.decide(shard, conn, 1, _choose),
+                schedules.take(shard, conn, 1, 0.0),
+            ):
+                with pytest.raises(MapChanged):
+                    await write
+        assert (await client.schedules.get("beat")).state == "paused"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from support.lab import Lab
+from support.look import until
 from support.many import closed, ended, fill, in_turns, plain
 from support.work import ids_on
 
@@ -18,6 +19,7 @@ from shardflow import (
     Status,
     WorkflowNotFound,
 )
+from shardflow.client import gathering
 
 MakeCluster = Callable[..., ClusterConfig]
 
@@ -107,11 +109,13 @@ async def test_wait_names_a_shard_that_is_away_and_goes_on_when_it_is_back(
         assert not whole.unreachable
 
 
-async def test_wait_for_thousands(shard_config: ClusterConfig) -> None:
+async def test_wait_for_thousands(shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "BATCH", 100)
     every = [f"many{n}" for n in range(7_000)]
     fill(shard_config, 0, plain(every))
     async with AsyncClient(shard_config) as client:
         waiting = asyncio.create_task(client.wait(every, timeout=120))
+        await until(lambda: len(client.waiter("s0")._awaited) == len(every))
         for at in range(0, 7_000, 500):
             await asyncio.to_thread(ended, shard_config, 0, *every[at : at + 500])
         done = await waiting

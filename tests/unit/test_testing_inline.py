@@ -455,8 +455,7 @@ async def test_a_lost_task_is_no_nondeterminism() -> None:
         return "gone"
 
     async with Inline() as env:
-        with pytest.raises(NonDeterminism, match="slow"):
-            await env.run(work)
+        assert await env.run(work) == "gone"
     assert len(calls) == 1
 
 
@@ -505,8 +504,6 @@ async def test_timeouts_cancels_delays_and_dependencies() -> None:
             await one.result()
         assert await env.status("kid") is Status.CANCELLED
         assert await env.run(when.call().set(delay=DAY, id="first")) == 2.0
-        last = await env.start(when.call().set(after=["second"], id="third")) if "second" in () else None
-        assert last is None
         await env.start(when.call().set(delay=3 * DAY, id="second"))
         third = await env.start(when.call().set(after=["first", "second"], id="third"))
         assert third.status is Status.READY

@@ -207,6 +207,8 @@ def test_the_decorator_keeps_the_workflow_and_its_definition() -> None:
     )
     assert (often.spec, often.pass_time, often.overlap, often.workflow) == ("every 90s", False, "skip", "report")
     assert options_of(nightly, "i") == Options(id="i", queue="reports", version="2", timeout=60)
+    app.schedule(5, name="slow", args=(NOON,), options=Options(queue="slow"))(report)
+    assert "slow" in app.queues, "workers serve the queues of their schedules"
     with pytest.raises(UsageError, match="already has a schedule named 'often'"):
         app.schedule(10, name="often", args=(NOON,))(report)
     with pytest.raises(UsageError, match="goes above"):

@@ -1,0 +1,177 @@
+"""Workers killed, and connections cut, at every moment of transactional steps and of what a relay delivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from faults import booking
+from faults.proxy import Act, Trap, cut, reset
+from faults.proxy_link import Way
+from faults.proxy_sweep import Point, Sweep, spread, sweeping
+from faults.proxy_wire import Message
+from faults.worker_main import books
+from support.lab import Lab
+
+from shardflow.app import Call
+from shardflow.core.codec import DEFAULT
+from shardflow.core.options import Options
+from shardflow.delivery.submission import make_item, pack
+from shardflow.storage import caller
+from shardflow.storage.shard import Shard
+
+pytestmark = pytest.mark.timeout(240)
+
+#: Workflows of a case.
+COUNT = 8
+
+
+@dataclass(frozen=True)
+class Marked(Point):
+    """The `number`th message that contains the text."""
+
+    text: bytes = b""
+
+    def counts(self, message: Message) -> bool:
+        return self.text in message.data
+
+    def __str__(self) -> str:
+        return f"message {self.number} {self.way.value} with {self.text!r}"
+
+
+#: The function's last write has been answered; nothing has committed.
+WRITTEN = Marked(Way.DOWN, 1, text=b"UPDATE 1")
+#: The server has committed; the answer goes no further.
+COMMITTED = Marked(Way.DOWN, 1, text=b"COMMIT\0")
+
+
+class Bookings(Sweep):
+    """Cases of workflows with transactional steps, with faults in the connections of these."""
+
+    line = "shardflow transaction"
+
+    def submit(self, count: int = COUNT, longest: float = 0.0) -> str:
+        self.cases += 1
+        ids = [f"case{self.cases}-{n}" for n in range(count)]
+        self._client.submit_many(books.call(id).set(id=id) for id in ids)
+        return f"case{self.cases}-"
+
+    def trap(self, point: Point, act: Act) -> Trap:
+        return self.proxy.trap(Trap(point.way, point.number, act, self.line, where=point.counts))
+
+    def _judge(self, left: int, fault: str) -> bool:
+        self.hit += left > 0
+        return left > 0
+
+    def wrong(self) -> list[str]:
+        """What is not as it should be: effects of a step that are not one, results that do not tell of them."""
+        with psycopg.connect(self.on.config.shards[0].dsn, options="-c search_path=shardflow,public") as conn:
+            found = [
+                f"{id} {seq}: {n} effects"
+                for id, seq, n in conn.execute("""
+                    SELECT w.id, k.seq, count(e.id) FROM workflow w CROSS JOIN generate_series(0, %s) AS k (seq)
+                    LEFT JOIN effect e ON e.id = w.id AND e.seq = k.seq GROUP BY w.id, k.seq HAVING count(e.id) <> 1
+                    """, (booking.STEPS - 1,))
+            ]
+            found += [
+                f"{id} ended as {status}"
+                for id, status in conn.execute("""
+                    SELECT w.id, o.status FROM workflow w LEFT JOIN outcome o USING (wf)
+                    WHERE o.status IS DISTINCT FROM 'succeeded'
+                    """)
+            ]
+            given = [int(row[0]) for row in conn.execute("SELECT convert_from(output, 'UTF8') FROM step ORDER BY 1")]
+            row = conn.execute("SELECT n FROM tally").fetchone()
+        assert row is not None
+        if sorted(given) != list(range(1, row[0] + 1)):
+            found.append(f"the steps' values are not 1 to {row[0]}, each once: {sorted(given)}")
+        return found
+
+
+class Relayed(Bookings):
+    """Cases of submissions that lie in the outbox, with faults in the connections by which they are delivered."""
+
+    line = "shardflow client"
+
+    def submit(self, count: int = COUNT, longest: float = 0.0) -> str:
+        self.cases += 1
+        ids = [f"case{self.cases}-{n}" for n in range(count)]
+        shard = Shard(self.on.config.shards[0])
+        with psycopg.connect(shard.config.dsn) as conn:
+            for id in ids:
+                call = Call(books, (id,), options=Options(id=id))
+                item = make_item(call, self.on.config.slots, None)
+                caller._run(conn, caller.post_submission(shard, id, pack(item)))
+        return f"case{self.cases}-"
+
+
+@contextmanager
+def booked(lab: Lab, folder: Path, kind: type[Bookings] = Bookings, mutants: Sequence[str] = ()) -> Iterator[Bookings]:
+    with sweeping(lab, folder, mutants=mutants) as made:
+        booking.make_tables(made.on.config.shards[0].dsn)
+        yield kind(made.on, made.proxy, made._through, made._client)
+
+
+def points(bookings: Bookings, way: Way, cases: int, kinds: str = "") -> list[Point]:
+    return [Point(way, number, kinds) for number in spread(bookings.messages(way, kinds), cases)]
+
+
+def test_workers_killed_in_transactions(lab: Lab, tmp_path: Path) -> None:
+    with booked(lab, tmp_path) as bookings:
+        for number in (1, 3, 7):
+            assert bookings.kill_at(replace(WRITTEN, number=number))
+            assert bookings.kill_at(replace(COMMITTED, number=number))
+        share = bookings.over(points(bookings, Way.UP, 10), bookings.kill_at)
+        share += bookings.over(points(bookings, Way.DOWN, 8), bookings.kill_at)
+        print(f"{bookings.hit} kills in {bookings.cases} cases of {COUNT} workflows")
+        assert bookings.wrong() == []
+        assert bookings.cases * COUNT >= 200
+        assert share >= 1.2
+
+
+def test_connections_lost_in_transactions(lab: Lab, tmp_path: Path) -> None:
+    with booked(lab, tmp_path) as bookings:
+        for number in (1, 2, 5, 9):
+            assert bookings.spoil_at(replace(COMMITTED, number=number), cut)
+            assert bookings.spoil_at(replace(WRITTEN, number=number), reset)
+        share = bookings.over(points(bookings, Way.UP, 8), lambda point: bookings.spoil_at(point, cut))
+        print(f"{bookings.hit} faults in {bookings.cases} cases of {COUNT} workflows")
+        assert bookings.wrong() == []
+        assert share >= 0.6
+
+
+def test_red_where_the_checkpoint_commits_after_the_writes(lab: Lab, tmp_path: Path) -> None:
+    with booked(lab, tmp_path, mutants=["checkpoint_after_commit"]) as bookings:
+        last = bookings.messages(Way.UP)
+        for number in range(last, 0, -max(1, last // 23)):
+            bookings.kill_at(Point(Way.UP, number))
+            if any("2 effects" in each for each in bookings.wrong()):
+                return
+    pytest.fail("the mutant was not noticed")
+
+
+def test_red_where_a_lost_answer_counts_as_no_commit(lab: Lab, tmp_path: Path) -> None:
+    with booked(lab, tmp_path, mutants=["forget_what_is_recorded"]) as bookings:
+        assert bookings.spoil_at(COMMITTED, cut)
+        assert any("2 effects" in each for each in bookings.wrong())
+
+
+def test_relays_killed(lab: Lab, tmp_path: Path) -> None:
+    """Between the outbox row and its delivery, and between the delivery and the row's deletion."""
+    with booked(lab, tmp_path, Relayed) as relayed:
+        for number in (1, 2, 3):
+            relayed.kill_at(replace(COMMITTED, number=number))
+        relayed.over(points(relayed, Way.UP, 8), relayed.kill_at)
+        assert relayed.hit >= 5
+        assert relayed.on.ask(0, "SELECT count(*) FROM shardflow.workflow") == relayed.cases * COUNT
+        assert relayed.wrong() == []
+
+
+@pytest.mark.parametrize("mutant", ["relay_under_new_ids", "delete_before_delivery"])
+def test_red_where_the_relay_is_careless(lab: Lab, tmp_path: Path, mutant: str) -> None:
+    with booked(lab, tmp_path, Relayed, [mutant]) as relayed:
+        pass

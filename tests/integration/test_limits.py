@@ -1,0 +1,152 @@
+"""Limits of queues: never exceeded, used up, moved between shards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from conftest import MakeCluster
+from support.look import assert_i1, one, rows, total, until
+from support.work import ids_on, running
+
+from shardflow import App, AsyncClient, ClusterConfig
+from shardflow.queue import Queue
+
+
+class Meter:
+    """How many run now and did at once at the most; when each began."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.begins: list[float] = []
+
+    def begin(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.begins.append(time.monotonic())
+
+    def end(self) -> None:
+        self.now -= 1
+
+    def most_within(self, seconds: float) -> int:
+        """The most begins in any span of so many seconds."""
+        first = most = 0
+        for last, at in enumerate(self.begins):
+            while self.begins[first] <= at - seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+
+def metered(queue: Queue, seconds: float = 0.02) -> tuple[App, Meter]:
+    app, meter = App(), Meter()
+
+    @app.step
+    async def use() -> None:
+        meter.begin()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            meter.end()
+
+    @app.workflow(queue=queue)
+    async def work() -> None:
+        await use()
+
+    @app.workflow
+    async def free() -> int:
+        return 1
+
+    return app, meter
+
+
+def units(config: ClusterConfig, queue: str, kind: str) -> int:
+    """The limit as the shards have it between them: their shares and what is on its way."""
+    shares = total(config, f"SELECT sum(share) FROM quota WHERE queue = '{queue}' AND kind = '{kind}'")
+    accepted = {
+        (config.shards[k].name, *row)
+        for k in range(len(config.shards))
+        for row in rows(config, "SELECT donor, number FROM accepted WHERE queue = %s AND kind = %s", queue, kind, shard=k)
+    }
+    under_way = 0
+    for k, shard in enumerate(config.shards):
+        query = "SELECT target, number, units FROM granted WHERE queue = %s AND kind = %s"
+        for target, number, given in rows(config, query, queue, kind, shard=k):
+            under_way += given * ((target, shard.name, number) not in accepted)
+    return shares + under_way
+
+
+async def drained(config: ClusterConfig) -> None:
+    await until(lambda: total(config, "SELECT count(*) FROM permit") == 0)
+    assert_i1(config)
+
+
+async def test_no_more_than_the_limit_run_at_once_over_shards_and_workers(make_cluster: MakeCluster) -> None:
+    config = make_cluster(shards=3)
+    app, meter = metered(Queue("few", concurrency=4))
+    async with AsyncClient(config) as client, running(config, app), running(config, app):
+        handles = await client.submit_many([app.find("work").call() for _ in range(120)])
+        for handle in handles:
+            await handle.result(60)
+        assert meter.most == 4
+        assert units(config, "few", "running") == 4
+        await drained(config)
+
+
+async def test_a_limit_below_the_number_of_shards_serves_all_of_them(make_cluster: MakeCluster) -> None:
+    config = make_cluster(shards=3)
+    app, meter = metered(Queue("one", concurrency=1), 0.005)
+    async with AsyncClient(config) as client, running(config, app):
+        calls = [app.find("work").call().set(id=id) for k in range(3) for id in ids_on(config, k, 5, f"k{k}-")]
+        for handle in await client.submit_many(calls):
+            await handle.result(60)
+        assert meter.most == 1
+        await drained(config)
+
+
+async def test_no_more_than_the_rate_begin_in_any_span(make_cluster: MakeCluster) -> None:
+    config = make_cluster(shards=3)
+    app, meter = metered(Queue("paced", rate=(30, 0.5)))
+    async with AsyncClient(config) as client, running(config, app), running(config, app):
+        handles = await client.submit_many([app.find("work").call() for _ in range(150)])
+        for handle in handles:
+            await handle.result(60)
+        assert meter.most_within(0.5) <= 30
+        assert len(meter.begins) == 150
+        await drained(config)
+
+
+async def test_an_unlimited_queue_goes_on_beside_a_limited_backlog(make_cluster: MakeCluster) -> None:
+    config = make_cluster(shards=1)
+    app, meter = metered(Queue("slow", concurrency=1), 60)
+    async with AsyncClient(config) as client, running(config, app):
+        await client.submit_many([app.find("work").call() for _ in range(1000)])
+        await until(lambda: meter.now == 1)
+        for _ in range(20):
+            assert await (await client.submit("free")).result(10) == 1
+        assert meter.most == 1
+        assert one(config, "SELECT count(*) FROM ready") == 999
+
+
+async def test_a_suspended_workflow_gives_its_place_to_the_next(shard_config: ClusterConfig) -> None:
+    import shardflow
+
+    app = App()
+    order: list[str] = []
+
+    @app.workflow(queue=Queue("one", concurrency=1))
+    async def naps(name: str, seconds: float) -> str:
+        order.append(name)
+        if seconds:
+            await shardflow.receive("go")
+        return name
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app):
+        first = await client.submit(naps, "first", 9.0, id="first")
+        await until(lambda: order == ["first"])
+        second = await client.submit(naps, "second", 0.0)
+        assert await second.result(10) == "second"
+        await client.send("first", "go", 1)
+        assert await first.result(10) == "first"
+        await drained(shard_config)
