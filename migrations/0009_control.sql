@@ -84,14 +84,14 @@ RETURNS TABLE (entry bigint, target text, topic text, key text, value bytea, err
         SELECT s.wf, convert_from(s.output, 'UTF8')::jsonb AS children FROM {schema}.step s
         WHERE s.wf = ANY(wfs) AND s.name = 'shardflow.start' AND s.output IS NOT NULL
     ), child AS (
-        SELECT s.wf, coalesce(s.children -> 'given' ->> n, (s.children ->> 'base')
+        SELECT s.wf, s.children ? 'borrowed' AS borrowed, coalesce(s.children -> 'given' ->> n, (s.children ->> 'base')
                    || CASE WHEN (s.children ->> 'count')::integer < 0 THEN '' ELSE n::text END) AS id
         FROM started s, LATERAL generate_series(0, CASE WHEN (s.children ->> 'count')::integer < 0 THEN 0
                                                         ELSE (s.children ->> 'count')::integer - 1 END) AS n
     )
     INSERT INTO {schema}.outbox AS o (lease, target, topic, value)
     SELECT holder, wanted.id, 'shardflow.cancel', 'the workflow that had started it was ended' FROM (
-        SELECT c.id FROM child c WHERE NOT EXISTS (
+        SELECT c.id FROM child c WHERE NOT c.borrowed AND NOT EXISTS (
             SELECT FROM {schema}.message m WHERE m.wf = c.wf AND m.topic = 'shardflow.child' AND m.key = c.id
         )
         UNION SELECT unnest(others)
@@ -232,12 +232,7 @@ BEGIN
         || jsonb_build_object('deadline', date_part('epoch', now()) + (w.options ->> 'timeout')::float8)
     WHERE w.wf = ANY(back) AND w.options ? 'timeout';
     DELETE FROM {schema}.outcome o WHERE o.wf = ANY(back);
-    INSERT INTO {schema}.ready (seq, wf, priority, replay, queue)
-    SELECT nextval('{schema}.key'), w.wf, w.priority, true, {schema}.lane(w.queue, w.options)
-    FROM {schema}.workflow w WHERE w.wf = ANY(back);
-    IF FOUND THEN
-        PERFORM {schema}.ring();
-    END IF;
+    PERFORM {schema}.reenter(back);
     RETURN QUERY SELECT w.id, w.wf = ANY(back) FROM {schema}.workflow w WHERE w.id = ANY(ids);
 END
 $$;

@@ -33,13 +33,15 @@ from .errors import (
     UsageError,
     WorkflowCancelled,
     WorkflowConflict,
+    WorkflowDead,
     WorkflowFailed,
     WorkflowNotFound,
     WorkflowTimeout,
 )
-from .inside import Info, info, now, random, receive, send, set_event, sleep, sleep_until, uuid4
+from .inside import Info, continue_as_new, info, now, random, receive, send, set_event, sleep, sleep_until, uuid4
 from .model import (
     RELEASE,
+    Bulk,
     ClusterConfig,
     Counts,
     LeaseConfig,
@@ -55,6 +57,7 @@ from .model import (
     WorkflowInfo,
 )
 from .versions import deprecate_patch, patched
+from .queue import Queue
 from .worker.worker import Worker
 
 __version__ = RELEASE
@@ -63,6 +66,7 @@ __all__ = [
     "App",
     "AsyncClient",
     "AsyncHandle",
+    "Bulk",
     "Call",
     "ChildHandle",
     "Client",
@@ -83,6 +87,7 @@ __all__ = [
     "PayloadCodec",
     "PayloadConfig",
     "PoolConfig",
+    "Queue",
     "RebalanceConfig",
     "ResultTimeout",
     "Retry",
@@ -107,11 +112,13 @@ __all__ = [
     "Workflow",
     "WorkflowCancelled",
     "WorkflowConflict",
+    "WorkflowDead",
     "WorkflowFailed",
     "WorkflowInfo",
     "WorkflowNotFound",
     "WorkflowTimeout",
     "blocking",
+    "continue_as_new",
     "deprecate_patch",
     "gather",
     "info",

@@ -211,6 +211,32 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Bulk:
+    """How many workflows an operation has changed (of a queue: how many shards); `unreachable`: shards that did not
+    answer or could not do it, and why."""
+
+    count: int
+    unreachable: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue: how many workflows are `ready` in it; `paused`: shard → since when nothing is begun there."""
+
+    name: str
+    ready: int
+    paused: Mapping[str, datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueList:
+    """Queues in the order of their names; `unreachable`: shards that are not in the numbers, and why."""
+
+    queues: Sequence[QueueInfo]
+    unreachable: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Waited:
     """Which of the workflows that were waited for have `ended`, by id, and which are still `pending`.
 

@@ -22,6 +22,7 @@ from ..delivery.submission import make_item, untyped
 from ..errors import WorkflowNotFound
 from ..model import ClusterConfig, StepInfo, WorkflowInfo
 from ..storage import submissions
+from .control import Controls
 from .handle import AsyncHandle
 from .messaging import Messaging
 from .queries import Queries
@@ -34,7 +35,7 @@ T = TypeVar("T")
 OPTION_NAMES = frozenset(field.name for field in fields(Options))
 
 
-class AsyncClient(Queries, Messaging):
+class AsyncClient(Queries, Messaging, Controls):
     """Submits workflows and asks for their results; for use in one event loop.
 
     Arguments: `config`, the cluster's (see `from_config` for a file); `codecs`, an app's, for what is not typed by

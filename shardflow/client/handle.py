@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..app import Workflow
-from ..errors import InvalidInput, ResultTimeout, WorkflowFailed
+from ..errors import InvalidInput, ResultTimeout, WorkflowCancelled, WorkflowDead, WorkflowFailed
 from ..model import Status, StepInfo, WorkflowInfo
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class AsyncHandle(Generic[T]):
     async def result(self, timeout: float | None = None) -> T:
         """Waits for the workflow's end and returns its result, typed by its annotation.
 
-        Arguments: `timeout` in seconds (None: for ever). Raises WorkflowFailed where it ended with an error,
+        Arguments: `timeout` in seconds (None: for ever). Raises WorkflowFailed where it ended with an error
+        (WorkflowCancelled and WorkflowDead are kinds of it),
         ResultTimeout where it has not ended in time: it goes on, and can be asked again; WorkflowNotFound where its
         shard has lost it, which a failover to a standby that was behind can do.
         """
@@ -55,7 +56,10 @@ class AsyncHandle(Generic[T]):
             error = outcome.error
             if error is None:
                 raise WorkflowFailed(self.id, outcome.status.value, "no error was recorded")
-            raise WorkflowFailed(self.id, error.type, error.message, error.traceback)
+            if outcome.status is Status.CANCELLED:
+                raise WorkflowCancelled(self.id, error.message)
+            kind = WorkflowDead if outcome.status is Status.DEAD else WorkflowFailed
+            raise kind(self.id, error.type, error.message, error.traceback)
         output = outcome.output or b"null"
         limits = self._client.config.payload
         if self._workflow is None:
@@ -70,6 +74,10 @@ class AsyncHandle(Generic[T]):
     async def status(self) -> Status:
         """Where the workflow is."""
         return (await self.info()).status
+
+    async def cancel(self, reason: str | None = None) -> bool:
+        """Cancels the workflow, see `AsyncClient.cancel`."""
+        return await self._client.cancel(self.id, reason)
 
     async def steps(self) -> list[StepInfo]:
         """Its checkpoints so far, in order."""

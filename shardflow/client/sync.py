@@ -19,6 +19,7 @@ from ..storage.caller import refuse_async
 from ..storage.ending import end
 from .aio import AsyncClient
 from .handle import AsyncHandle
+from .sync_control import SyncControls
 from .sync_messaging import SyncMessaging
 from .sync_queries import SyncQueries
 from .sync_schedules import Schedules
@@ -102,12 +103,16 @@ class Handle(Generic[T]):
         """See `AsyncHandle.status`."""
         return self._background.run(self._handle.status())
 
+    def cancel(self, reason: str | None = None) -> bool:
+        """See `AsyncHandle.cancel`."""
+        return self._background.run(self._handle.cancel(reason))
+
     def steps(self) -> list[StepInfo]:
         """See `AsyncHandle.steps`."""
         return self._background.run(self._handle.steps())
 
 
-class Client(SyncQueries, SyncMessaging):
+class Client(SyncQueries, SyncMessaging, SyncControls):
     """Submits workflows and asks for their results; for use in any thread.
 
     Arguments: `config`, the cluster's (see `from_config` for a file); `codecs`, see `AsyncClient`. Use as `with`, or call

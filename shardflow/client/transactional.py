@@ -18,7 +18,7 @@ from ..delivery.delivery import drawing_from
 from ..delivery.sender import conflict, difference
 from ..delivery.submission import make_item, pack
 from ..delivery.visit import visit
-from ..errors import ResultTimeout, ShardUnavailable, WorkflowNotFound
+from ..errors import InvalidInput, ResultTimeout, ShardUnavailable, WorkflowNotFound
 from ..storage import caller, cluster, submissions
 from ..storage.shard import Conn, Shard
 from .handle import AsyncHandle
@@ -82,6 +82,8 @@ class Transactional:
         near = homes.keys() & set(slot_map.owners) or set(slot_map.owners)
         draw = drawing_from(slot_map, lambda: near)
         item = make_item(call, slot_map.slots, draw, by_name=client._untyped, limits=client.config.payload)
+        if item.more is not None and item.more.dedup is not None:
+            raise InvalidInput("dedup_key does not go with connection: give the workflow an id instead")
         if item.more is not None and item.more.after:
             await self._check_there(slot_map, homes, item.more.after)
         item.shard = slot_map.owners[item.slot]

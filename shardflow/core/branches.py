@@ -7,7 +7,8 @@ place among the calls of that branch. Numbers are stored: this can never change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 
 from ..errors import UsageError
 
@@ -15,22 +16,20 @@ from ..errors import UsageError
 CALL_BITS = 20
 BRANCH_BITS = 62 - CALL_BITS
 
-#: How many of the tasks that a branch may make next are looked for among the records, see `passed`.
-REACH = 32
-
 _MASK = (1 << 64) - 1
 
 
 class Branch:
-    """One task of a workflow: `id` (0 for the workflow's own), calls so far, children so far, and these."""
+    """One task of a workflow: `id` (0 for the workflow's own), calls so far, children so far; `at`, the time of the
+    latest of the records that the replay has answered it with."""
 
-    __slots__ = ("calls", "children", "id", "made")
+    __slots__ = ("at", "calls", "children", "id")
 
     def __init__(self, id: int = 0) -> None:
         self.id = id
         self.calls = 0
         self.children = 0
-        self.made: list[Branch] | None = None
+        self.at = -math.inf
 
     def next(self) -> int:
         """The number of the branch's next call. Raises UsageError beyond 2^20 calls."""
@@ -48,45 +47,18 @@ class Branch:
         """The branch of the next task that was made in this one."""
         self.children += 1
         branch = Branch(_mixed(self.id, self.children))
-        if self.made is None:
-            self.made = []
-        self.made.append(branch)
+        branch.at = self.at
         return branch
 
-    def all(self) -> Iterator[Branch]:
-        """This one and all below it."""
-        waiting = [self]
-        while waiting:
-            branch = waiting.pop()
-            waiting += branch.made or ()
-            yield branch
 
+def passed(here: Branch, left: Iterable[tuple[int, float]]) -> bool:
+    """Whether the workflow may once have been beyond the place where a replay's branch `here` is now.
 
-def passed(root: Branch, here: Branch, left: Iterable[int]) -> bool:
-    """Whether the workflow was once beyond the place where the branch `here` is now: whether one of the records that
-    are left, by number, is of a call that comes behind it, in this branch or in a task that is yet to be made in it.
-
-    Records of the workflow's other tasks, below `root`, say nothing of it. A record whose task cannot be told counts.
+    `left` are the records that the replay has not come to, by number and time. In `here` they are of calls behind the
+    place. Those of other branches may follow from it, by an await or in another way, unless they are no younger than
+    what this branch has behind it.
     """
-    unknown: set[int] = set()
-    for seq in left:
-        if seq >> CALL_BITS == here.id:
-            if seq >= here.peek():
-                return True
-        else:
-            unknown.add(seq >> CALL_BITS)
-    if not unknown:
-        return False
-    known = list(root.all())
-    unknown.difference_update(branch.id for branch in known)
-    for branch in [here, *known]:
-        if not unknown:
-            break
-        coming = {_mixed(branch.id, branch.children + n) for n in range(1, REACH + len(unknown) + 1)}
-        if branch is here and not unknown.isdisjoint(coming):
-            return True
-        unknown -= coming
-    return bool(unknown)
+    return any(seq >= here.peek() if seq >> CALL_BITS == here.id else at > here.at for seq, at in left)
 
 
 def _mixed(parent: int, number: int) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ..core.retry import Retry
 from ..core.routing import slot_of
-from ..core.topics import CANCEL, WATCH
+from ..core.topics import AFTER, CANCEL, WATCH
 from ..errors import MapChanged, ShardBusy, ShardUnavailable, WorkflowNotFound
 from ..model import ClusterConfig
 from ..storage import control, messages
@@ -174,15 +174,17 @@ class Courier:
 
     async def _hand_over(self, shard: str, generation: int, batch: Sequence[_Posted]) -> set[str]:
         pool = self._router.pool(shard)
-        watches = [(p.letter.id, p.letter.key or "") for p in batch if p.letter.topic == WATCH]
+        watches: dict[str, list[tuple[str, str]]] = {}
+        for letter in (posted.letter for posted in batch if posted.letter.topic == WATCH):
+            watches.setdefault(told_on(letter.value), []).append((letter.id, letter.key or ""))
         cancels = [p.letter for p in batch if p.letter.topic == CANCEL]
         letters = [p.letter for p in batch if p.letter.topic not in (WATCH, CANCEL)]
         absent: set[str] = set()
         async with pool.connection() as conn:
             if letters:
                 absent |= await messages.deliver(pool.shard, conn, generation, letters)
-            if watches:
-                absent |= await messages.watch(pool.shard, conn, generation, watches, "shardflow.after")
+            for topic, pairs in watches.items():
+                absent |= await messages.watch(pool.shard, conn, generation, pairs, topic)
             if cancels:
                 ids = [letter.id for letter in cancels]
                 reasons = [(letter.value or b"").decode() or None for letter in cancels]
@@ -196,6 +198,11 @@ class Courier:
             if now >= posted.deadline:
                 _fail(posted, error)
         return [posted for posted in batch if now < posted.deadline]
+
+
+def told_on(value: bytes | None) -> str:
+    """The topic on which a watcher is to be told."""
+    return value.decode() if value else AFTER
 
 
 def _fail(posted: _Posted, error: Exception) -> None:

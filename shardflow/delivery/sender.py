@@ -147,7 +147,9 @@ class Sender:
                 there = [item.id for item in items if item.id not in made]
                 known = await submissions.existing(pool.shard, conn, there) if there else {}
                 if len(made) + len(known) < len(items):
-                    await _take_active(pool.shard, conn, items, made, known)
+                    short = [i for i in items if i.id not in made and i.id not in known]
+                    items = [i for i in items if i.id in made or i.id in known]
+                    await _take_active(pool.shard, conn, short)
                 if there:
                     await self._tell_parents(pool.shard, conn, generation, items, made)
             except ShardUnavailable as error:
@@ -215,29 +217,24 @@ def difference(item: Item, name: str, input: bytes) -> str | None:
         return f"an input that cannot be compared ({error})"
 
 
-async def _take_active(
-    shard: Shard,
-    conn: Conn,
-    items: Sequence[Item],
-    made: Mapping[str, int],
-    known: dict[str, tuple[int, str, bytes]],
-) -> None:
-    """Gives items whose dedup_key another workflow has the id of that one. Raises WorkflowConflict where that is not
-    wanted, ShardBusy where it has just ended: it is to be tried again."""
-    short = [item for item in items if item.id not in made and item.id not in known and item.more]
-    keys = {item.more.dedup for item in short if item.more and item.more.dedup is not None}
+async def _take_active(shard: Shard, conn: Conn, items: Sequence[Item]) -> None:
+    """Makes of items whose dedup_key another workflow has that one. Raises WorkflowConflict where that is not wanted,
+    ShardBusy where it has just ended: they are to be tried again."""
+    keys = {item.more.dedup for item in items if item.more and item.more.dedup is not None}
     found = await submissions.active(shard, conn, list(keys)) if keys else {}
-    for item in short:
+    for item in items:
         key = item.more.dedup if item.more else None
-        if key not in found:
-            raise ShardBusy(f"shard {shard.name!r}: the workflow with dedup_key {key!r} has just ended", shard=shard.name)
+        if key is None or key not in found:
+            raise ShardBusy(
+                f"shard {shard.name!r}: the workflow with dedup_key {key!r} has just ended", shard=shard.name
+            )
         id, wf, name = found[key]
         if name != item.name or (item.more and item.more.reject):
             raise WorkflowConflict(
-                f"workflow {id!r} ({name}) is active with dedup_key {key!r}: wait until it has ended, or use another key",
+                f"workflow {id!r} ({name}) is active with dedup_key {key!r}: wait until it has ended",
                 workflow_id=id,
             )
-        item.id, known[id] = id, (wf, name, item.input)
+        item.id, item.wf = id, wf
 
 
 def _free(items: Sequence[Item]) -> bool:

@@ -17,7 +17,7 @@ SELECT seq, attempts, name, output, error, date_part('epoch', finished_at) FROM 
 -- name: fork
 -- Creates a workflow with checkpoints and makes it ready, unless its id is there; answers its key where it is new.
 -- Parameters: id, name, queue, slot, priority, input, options, seconds of its time limit or NULL, options, attributes; then
--- arrays of one length: seqs, attempts, names, outputs, errors, times.
+-- arrays of one length: seqs, attempts, names, outputs, errors, times; id; ids of children whose ends it is to hear.
 WITH made AS (
     INSERT INTO {schema}.workflow (id, name, queue, slot, priority, input, options, attributes)
     SELECT %s, %s, %s, %s, %s, %s, coalesce(%s::jsonb || jsonb_build_object('deadline',
@@ -31,6 +31,9 @@ WITH made AS (
 ), queued AS (
     INSERT INTO {schema}.ready (seq, wf, priority, replay, queue)
     SELECT wf, wf, priority, true, {schema}.lane(queue, options) FROM made
+), watching AS (
+    INSERT INTO {schema}.outbox (lease, target, topic, key, value)
+    SELECT 0, g.child, 'shardflow.watch', %s, 'shardflow.child' FROM made, unnest(%s) AS g (child)
 ), rung AS (
     SELECT {schema}.ring()
 )

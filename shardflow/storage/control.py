@@ -69,13 +69,21 @@ async def source(shard: Shard, conn: Conn, id: str) -> Source | None:
         if row is None:
             return None
         steps = await (await conn.execute(sql["record"], (row[0],), binary=True)).fetchall()
-    return Source(*row, steps=[Recorded(*step) for step in steps])
+    return Source(*row, [Recorded(*step) for step in steps])
 
 
 async def fork(
-    shard: Shard, conn: Conn, generation: int, id: str, slot: int, what: Source, options: dict[str, Any]
+    shard: Shard,
+    conn: Conn,
+    generation: int,
+    id: str,
+    slot: int,
+    what: Source,
+    options: dict[str, Any],
+    children: Sequence[str],
 ) -> int | None:
-    """Creates the workflow with these checkpoints; answers its key, None where the id is there already."""
+    """Creates the workflow with these checkpoints, which is to hear the ends of these children; answers its key, None
+    where the id is there already."""
     steps = what.steps
     text = json.dumps(options)
     parameters = (
@@ -87,6 +95,7 @@ async def fork(
         Byteas([s.output for s in steps]),
         Texts([s.error for s in steps]),
         Float8s([s.at for s in steps]),
+        *(id, Texts(children)),
     )
     rows = await _admitted(shard, conn, generation, "fork", parameters)
     return rows[0][0] if rows else None

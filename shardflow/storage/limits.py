@@ -51,9 +51,7 @@ async def declare(shard: Shard, conn: Conn, started: int, declared: Iterable[Dec
     with shard.translate():
         async with conn.transaction():
             for one in sorted(declared):
-                await conn.execute(
-                    sql["declare"], (one.queue, one.kind, started, one.most, one.seconds, one.part)
-                )
+                await conn.execute(sql["declare"], (one.queue, one.kind, started, one.most, one.seconds, one.part))
         return frozenset(row[0] for row in await (await conn.execute(sql["limited"])).fetchall())
 
 

@@ -347,7 +347,10 @@ async def written(shard: Shard, conn: Conn, turn: Turn) -> bool | None:
 async def cancelled(shard: Shard, conn: Conn) -> list[tuple[int, str | None]]:
     """The workflows that are to be cancelled, whoever holds them, with the reason."""
     with shard.translate():
-        return [(wf, reason) for wf, reason in await (await conn.execute(shard.statements("turn")["cancelled"])).fetchall()]
+        return [
+            (wf, reason)
+            for wf, reason in await (await conn.execute(shard.statements("turn")["cancelled"])).fetchall()
+        ]
 
 
 async def probe(shard: Shard, conn: Conn, lanes: Sequence[str]) -> tuple[bool, float | None]:

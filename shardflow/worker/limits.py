@@ -148,7 +148,9 @@ class Limits:
                 try:
                     given, more = await self._ask_one(donor)
                 except ShardflowError as error:
-                    log.debug("a shard cannot be asked for its share now", extra={"shard": donor, "error": str(error)})
+                    log.debug(
+                        "a shard cannot be asked for its share now", extra={"shard": donor, "error": str(error)}
+                    )
                     continue
                 got, kept = got or given, kept or more
             if got:

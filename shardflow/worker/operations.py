@@ -8,11 +8,9 @@ of its own.
 from __future__ import annotations
 
 import asyncio
-import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..app import Call
@@ -69,6 +67,7 @@ class Operations:
             raise UsageError(f"{name}() was called in a thread of an `async def` workflow: call it in the workflow")
         seq = self.number()
         if (recorded := self.recorded(name, seq)) is not None:
+            self.behind(recorded.at)
             return recorded.output or b"null"
         output = make()
         if self.blocking:
@@ -93,8 +92,11 @@ class Operations:
             left = (until or 0.0) - self.sink.server_time() if seconds is None else seconds
         else:
             asked = json.loads(recorded.output or b"{}")
-            left = asked.get("until", recorded.at + asked.get("seconds", 0.0)) - self.sink.server_time()
+            until = asked.get("until", recorded.at + asked.get("seconds", 0.0))
+            left = until - self.sink.server_time()
         await self.rest(left)
+        if recorded is not None:
+            self.behind(max(recorded.at, until or 0.0))
 
     async def rest(self: Run, seconds: float) -> None:  # type: ignore[misc]
         """Waits durably for so many seconds from now."""
@@ -109,12 +111,18 @@ class Operations:
         name = f"shardflow.patch.{id}"
         branch = branch_here.get() or self.branch
         recorded = self.checkpoints.get(branch.peek()) if self.checkpoints else None
-        if (recorded is None or recorded.name != name) and (
-            deprecated or passed(self.branch, branch, chain(self.checkpoints or (), self.tries or ()))
-        ):
-            return False  # and no number is taken: those of a run that began under the old code must stay
+        if recorded is None or recorded.name != name:
+            left = [(seq, each.at) for seq, each in (self.checkpoints or {}).items()]
+            left += [(seq, each.due) for seq, each in (self.tries or {}).items()]
+            if deprecated or passed(branch, left):
+                return False  # and no number is taken: those of a run that began under the old code must stay
         self.value(name, lambda: b"null")
         return True
+
+    def behind(self: Run, at: float) -> None:  # type: ignore[misc]
+        """A recorded answer of that time was given to the running task."""
+        branch = branch_here.get() or self.branch
+        branch.at = max(branch.at, at)
 
     # -- messages and events
 
@@ -137,6 +145,7 @@ class Operations:
         timed: Checkpoint | None,
     ) -> bytes | None:
         if recorded is not None:
+            self.behind(recorded.at)
             return recorded.output
         due = None
         if timed is not None:
@@ -200,13 +209,14 @@ class Operations:
         self: Run, seq: int, recorded: Checkpoint | None, children: Children, calls: Sequence[Call[Any]]
     ) -> Sequence[str]:
         if recorded is None:
-            starting = self.starting = self.starting or []
-            starting.append(children)
+            if self.starting is None:
+                self.starting = []
+            self.starting.append(children)
             try:
                 started = self.sink.delivery.start(self.id, children.ids, calls)
                 await self.once(seq, "shardflow.start", started, children.to_json())
             finally:
-                starting.remove(children)
+                self.starting.remove(children)
             return children.ids
         if recorded.error is not None:
             raise _error(recorded.error)

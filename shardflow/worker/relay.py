@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ..core.failure import to_json
-from ..core.topics import AFTER, SUBMIT, WATCH
+from ..core.topics import CANCEL, SUBMIT, WATCH
 from ..delivery import Delivery
+from ..delivery.courier import told_on
 from ..errors import WorkflowConflict, WorkflowNotFound
 from ..model import ErrorInfo
 from ..storage.messages import Letter
@@ -96,7 +97,7 @@ class Relay:
             return
         error = done.exception()
         if isinstance(error, WorkflowNotFound):
-            if entry.topic == WATCH and not self._given_up(entry):
+            if entry.topic in (WATCH, CANCEL) and not self._given_up(entry):
                 self._again()
                 return
             log.warning(
@@ -125,12 +126,14 @@ class Relay:
         asyncio.get_running_loop().call_later(AGAIN, self.behind)
 
     def _given_up(self, entry: Told) -> bool:
-        """Whether the workflow to be watched has been missing for so long that its watcher is told."""
+        """Whether the workflow to be watched or cancelled has been missing for so long that its watcher is told."""
         since = self._missing.setdefault(entry.entry, time.monotonic())
         if time.monotonic() - since < PATIENCE:
             return False
         lost = ErrorInfo("shardflow.errors.WorkflowNotFound", f"no workflow has the id {entry.target!r}")
-        self._delivery.courier.post(Letter(entry.key or "", AFTER, entry.target, None, to_json(lost)))
+        if entry.topic == WATCH:
+            topic = told_on(entry.value)
+            self._delivery.courier.post(Letter(entry.key or "", topic, entry.target, None, to_json(lost)))
         return True
 
     def _report(self) -> None:

@@ -275,6 +275,7 @@ class Run(Operations):
         return run_step(self, step, seq, args, kwargs)
 
     async def _replayed(self, step: Step[..., Any], recorded: Checkpoint) -> Any:
+        self.behind(recorded.at)
         return answer(step, recorded)
 
     def step_blocking(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

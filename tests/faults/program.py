@@ -81,7 +81,7 @@ def _grown(programs: st.SearchStrategy[Program]) -> st.SearchStrategy[Program]:
         st.tuples(st.just("children"), st.lists(programs, min_size=1, max_size=3)).map(list),
         st.tuples(st.just("branches"), st.lists(programs, min_size=2, max_size=3)).map(list),
     )
-    return st.lists(nested, min_size=1, max_size=4)
+    return st.lists(nested, min_size=2, max_size=5)
 
 
-programs: st.SearchStrategy[Program] = st.recursive(st.lists(_leaf, min_size=1, max_size=3), _grown, max_leaves=6)
+programs: st.SearchStrategy[Program] = st.recursive(st.lists(_leaf, min_size=2, max_size=4), _grown, max_leaves=14)

@@ -51,6 +51,8 @@ class Sweep:
     a fault that `hit` while work was left.
     """
 
+    count = COUNT
+
     def __init__(self, on: Stage, proxy: Proxy, through: Nursery, client: shardflow.Client) -> None:
         self.on = on
         self.proxy = proxy
@@ -105,16 +107,16 @@ class Sweep:
 
     def messages(self, way: Way, kinds: str = "") -> int:
         """How many messages a whole case takes on the commit loop's connection, from its log-in on."""
-        prefix = self.submit()
+        prefix = self.submit(self.count)
         trap = self.trap(Point(way, 0, kinds), cut)
         worker = self.worker()
-        until(lambda: self.ended(prefix) == COUNT, "a case without any fault ends")
+        until(lambda: self.ended(prefix) == self.count, "a case without any fault ends")
         self.bury(worker)
         return trap.seen
 
     def kill_at(self, point: Point) -> bool:
         """Kills a worker at a message of its commit loop, lets another end the work. Whether that came in time."""
-        prefix = self.submit()
+        prefix = self.submit(self.count)
         doomed: list[Process] = []
         known, done, guard = threading.Event(), threading.Event(), threading.Lock()
 
@@ -129,16 +131,16 @@ class Sweep:
         trap = self.trap(point, act)
         doomed.append(self.worker())
         known.set()
-        until(lambda: trap.fired.is_set() or self.ended(prefix) == COUNT, f"{prefix}: {point}")
+        until(lambda: trap.fired.is_set() or self.ended(prefix) == self.count, f"{prefix}: {point}")
         hit = trap.fired.is_set()
         assert not hit or done.wait(60)
-        left = COUNT - self.ended(prefix) if hit else 0
+        left = self.count - self.ended(prefix) if hit else 0
         with guard:
             worker = doomed.pop()
         self.bury(worker)
         if hit:
             successor = self.on.start_worker()
-            until(lambda: self.ended(prefix) == COUNT, f"{prefix}: the successor ends it, {point}")
+            until(lambda: self.ended(prefix) == self.count, f"{prefix}: the successor ends it, {point}")
             self.bury(successor)
         return self._judge(left, f"kill at {point}")
 
@@ -147,13 +149,13 @@ class Sweep:
 
         `again`: once more at so many messages later, which may be in the middle of the resume.
         """
-        prefix = self.submit()
+        prefix = self.submit(self.count)
         later = [replace(point, number=point.number + again)] if again else []
         traps = [self.trap(each, act) for each in [point, *later]]
         worker = self.worker()
-        until(lambda: traps[0].fired.is_set() or self.ended(prefix) == COUNT, f"{prefix}: {point}")
-        left = COUNT - self.ended(prefix) if traps[0].fired.is_set() else 0
-        until(lambda: self.ended(prefix) == COUNT, f"{prefix}: the worker ends it, {point}")
+        until(lambda: traps[0].fired.is_set() or self.ended(prefix) == self.count, f"{prefix}: {point}")
+        left = self.count - self.ended(prefix) if traps[0].fired.is_set() else 0
+        until(lambda: self.ended(prefix) == self.count, f"{prefix}: the worker ends it, {point}")
         self.bury(worker)
         return self._judge(left, f"{act.__name__} at {point}")
 

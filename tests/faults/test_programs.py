@@ -27,12 +27,12 @@ from shardflow import AsyncClient, ClusterConfig, LeaseConfig, ResultTimeout
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and /proc")
 
 COUNT = int(os.environ.get("SHARDFLOW_PROGRAMS", "200"))
-BATCH = 50
+BATCH = 25
 WORKERS = 3
 #: Seconds from one kill to the next.
 KILL_EVERY = (0.2, 1.5)
 #: Kills in one batch at the most: it has to come to its end.
-KILLS = 12
+KILLS = 6
 
 
 class Crew:

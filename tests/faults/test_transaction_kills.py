@@ -10,15 +10,16 @@ from pathlib import Path
 import psycopg
 import pytest
 from faults import booking
+from faults.nursery import Process
 from faults.proxy import Act, Trap, cut, reset
-from faults.proxy_link import Way
+from faults.proxy_link import Flow, Way
 from faults.proxy_sweep import Point, Sweep, spread, sweeping
 from faults.proxy_wire import Message
+from faults.stage import until
 from faults.worker_main import books
 from support.lab import Lab
 
 from shardflow.app import Call
-from shardflow.core.codec import DEFAULT
 from shardflow.core.options import Options
 from shardflow.delivery.submission import make_item, pack
 from shardflow.storage import caller
@@ -53,6 +54,7 @@ class Bookings(Sweep):
     """Cases of workflows with transactional steps, with faults in the connections of these."""
 
     line = "shardflow transaction"
+    count = COUNT
 
     def submit(self, count: int = COUNT, longest: float = 0.0) -> str:
         self.cases += 1
@@ -72,10 +74,13 @@ class Bookings(Sweep):
         with psycopg.connect(self.on.config.shards[0].dsn, options="-c search_path=shardflow,public") as conn:
             found = [
                 f"{id} {seq}: {n} effects"
-                for id, seq, n in conn.execute("""
+                for id, seq, n in conn.execute(
+                    """
                     SELECT w.id, k.seq, count(e.id) FROM workflow w CROSS JOIN generate_series(0, %s) AS k (seq)
                     LEFT JOIN effect e ON e.id = w.id AND e.seq = k.seq GROUP BY w.id, k.seq HAVING count(e.id) <> 1
-                    """, (booking.STEPS - 1,))
+                    """,
+                    (booking.STEPS - 1,),
+                )
             ]
             found += [
                 f"{id} ended as {status}"
@@ -110,10 +115,26 @@ class Relayed(Bookings):
 
 
 @contextmanager
-def booked(lab: Lab, folder: Path, kind: type[Bookings] = Bookings, mutants: Sequence[str] = ()) -> Iterator[Bookings]:
+def booked(
+    lab: Lab, folder: Path, kind: type[Bookings] = Bookings, mutants: Sequence[str] = ()
+) -> Iterator[Bookings]:
     with sweeping(lab, folder, mutants=mutants) as made:
         booking.make_tables(made.on.config.shards[0].dsn)
         yield kind(made.on, made.proxy, made._through, made._client)
+
+
+OUTBOX = "SELECT count(*) FROM shardflow.outbox"
+
+
+def there(relayed: Bookings) -> int:
+    return relayed.on.ask(0, "SELECT count(*) FROM shardflow.workflow") or 0
+
+
+def held_up(relayed: Bookings) -> Process:
+    """A worker that has something to deliver, and whose deliveries do not come through."""
+    relayed.proxy.set(Way.UP, Flow.HOLD, name=Relayed.line)
+    relayed.submit()
+    return relayed.worker()
 
 
 def points(bookings: Bookings, way: Way, cases: int, kinds: str = "") -> list[Point]:
@@ -167,11 +188,26 @@ def test_relays_killed(lab: Lab, tmp_path: Path) -> None:
             relayed.kill_at(replace(COMMITTED, number=number))
         relayed.over(points(relayed, Way.UP, 8), relayed.kill_at)
         assert relayed.hit >= 5
-        assert relayed.on.ask(0, "SELECT count(*) FROM shardflow.workflow") == relayed.cases * COUNT
+        worker = held_up(relayed)
+        until(lambda: relayed.on.ask(0, OUTBOX + " WHERE lease > 0") == COUNT, "the worker takes them over")
+        relayed.bury(worker)
+        relayed.proxy.heal()
+        successor = relayed.worker()
+        until(lambda: relayed.outcomes() == relayed.cases * COUNT, "the successor delivers and ends them")
+        until(lambda: relayed.on.ask(0, OUTBOX) == 0, "the outbox is empty")
+        relayed.bury(successor)
+        assert there(relayed) == relayed.cases * COUNT
         assert relayed.wrong() == []
 
 
 @pytest.mark.parametrize("mutant", ["relay_under_new_ids", "delete_before_delivery"])
 def test_red_where_the_relay_is_careless(lab: Lab, tmp_path: Path, mutant: str) -> None:
     with booked(lab, tmp_path, Relayed, [mutant]) as relayed:
-        pass
+        if mutant == "relay_under_new_ids":
+            relayed.kill_at(COMMITTED)
+            assert there(relayed) > COUNT
+        else:
+            worker = held_up(relayed)
+            until(lambda: relayed.on.ask(0, OUTBOX) == 0, "the mutant deletes")
+            relayed.bury(worker)
+            assert there(relayed) == 0

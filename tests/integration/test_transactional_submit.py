@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from conftest import MakeCluster
 from psycopg import AsyncConnection
-from support.look import assert_i1, connect, one, rows, total, until
+from support.look import assert_i1, one, rows, total, until
 from support.work import ids_on, running
 
 import shardflow
 from shardflow import App, AsyncClient, Client, ClusterConfig, ClusterError, InvalidInput, UsageError
-from shardflow.errors import MapChanged
 
 app = App()
 

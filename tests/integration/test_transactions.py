@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import MakeCluster
-from psycopg import AsyncConnection, Connection, errors
-from support.look import one, rows, until
+from psycopg import AsyncConnection, Connection
+from support.look import one, rows
 from support.work import running
 
-import shardflow
 from shardflow import App, AsyncClient, ClusterConfig, Retry, StepFailed, WorkflowFailed
 
 

@@ -90,7 +90,8 @@ def test_values_are_parameters_and_the_comment_lists_them(concern: str, name: st
     source = (ROOT / "shardflow" / "sql" / f"{concern}.sql").read_text()
     block = source.split(f"-- name: {name}\n", 1)[1].split("-- name:", 1)[0]
     comment = "\n".join(line for line in block.splitlines() if line.startswith("--"))
-    assert ("%s" in text or "{fits}" in text) == ("Parameters" in comment), "the comment and the statement disagree on parameters"
+    takes = "%s" in text or "{fits}" in text
+    assert takes == ("Parameters" in comment), "the comment and the statement disagree on parameters"
 
 
 def test_a_loaded_file_cannot_be_changed() -> None:

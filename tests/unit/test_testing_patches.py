@@ -209,19 +209,34 @@ async def test_records_carry_over(tmp_path: object) -> None:
         assert [step.name for step in env.steps("w")] == [step.name for step in steps]
 
 
-def test_passed_looks_into_tasks_that_are_yet_to_be_made() -> None:
-    root = Branch()
-    root.next()
-    first = root.child()
-    early = first.next()
-    assert not passed(root, root, [early])
-    assert passed(root, first, [early + 1])
-    assert not passed(root, root, [])
-    other = Branch()  # the same tree, further on
-    other.next()
-    other.child()
-    second = other.child()
-    assert passed(root, root, [second.next()])
-    assert not passed(root, first, [second.next()])
-    below = second.child()
-    assert passed(root, root, [below.next()])  # it cannot be told whose it is
+def test_passed() -> None:
+    here = Branch()
+    here.next()
+    assert not passed(here, [])
+    assert passed(here, [(1, 0.0)])
+    assert not passed(here, [(0, 9.0)])  # it was called, and is not awaited yet
+    other = here.child().next()
+    assert passed(here, [(other, 0.0)])
+    here.at = 5.0
+    assert not passed(here, [(other, 5.0)])
+    assert passed(here, [(other, 5.1)])
+    assert not passed(here.child(), [(other, 5.0)])
+
+
+async def test_what_followed_from_a_task_counts() -> None:
+    """The task itself has nothing recorded behind the place, but whoever awaited it has."""
+
+    async def part(new: bool) -> str:
+        return "new" if new and patched("p") else "old"
+
+    async def old() -> str:
+        found = await asyncio.create_task(part(False))
+        return await say(found)
+
+    async def new() -> str:
+        found = await asyncio.create_task(part(True))
+        said = await say(found)
+        assert said == found
+        return said
+
+    assert [await meets(old, new, n) for n in range(2)] == ["new", "old"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from conftest import MakeCluster
 from support.look import assert_i1, one, rows, total, until
-from support.work import ids_on, running
+from support.work import Gate, ids_on, running
 
-from shardflow import App, AsyncClient, ClusterConfig
-from shardflow.queue import Queue
+import shardflow
+from shardflow import App, AsyncClient, ClusterConfig, InvalidInput, Options, Queue, WorkflowConflict
 
 
 class Meter:
@@ -67,7 +68,9 @@ def units(config: ClusterConfig, queue: str, kind: str) -> int:
     accepted = {
         (config.shards[k].name, *row)
         for k in range(len(config.shards))
-        for row in rows(config, "SELECT donor, number FROM accepted WHERE queue = %s AND kind = %s", queue, kind, shard=k)
+        for row in rows(
+            config, "SELECT donor, number FROM accepted WHERE queue = %s AND kind = %s", queue, kind, shard=k
+        )
     }
     under_way = 0
     for k, shard in enumerate(config.shards):
@@ -130,8 +133,6 @@ async def test_an_unlimited_queue_goes_on_beside_a_limited_backlog(make_cluster:
 
 
 async def test_a_suspended_workflow_gives_its_place_to_the_next(shard_config: ClusterConfig) -> None:
-    import shardflow
-
     app = App()
     order: list[str] = []
 
@@ -150,3 +151,121 @@ async def test_a_suspended_workflow_gives_its_place_to_the_next(shard_config: Cl
         await client.send("first", "go", 1)
         assert await first.result(10) == "first"
         await drained(shard_config)
+
+
+async def test_of_a_key_only_so_many_are_active_and_the_next_ones_come_in_order(
+    cluster_config: ClusterConfig,
+) -> None:
+    app, meters, order = App(), {"a": Meter(), "b": Meter()}, list[int]()
+
+    @app.step
+    async def use(key: str, number: int) -> None:
+        meters[key].begin()
+        if key == "a":
+            order.append(number)
+        await asyncio.sleep(0.01)
+        meters[key].end()
+
+    @app.workflow
+    async def work(key: str, number: int) -> None:
+        await use(key, number)
+
+    async with AsyncClient(cluster_config) as client, running(cluster_config, app), running(cluster_config, app):
+        calls = [work.call("a", n).set(key_concurrency=("a", 1)) for n in range(40)]
+        calls += [work.call("b", n).set(key_concurrency=("b", 3)) for n in range(40)]
+        handles = await client.submit_many(calls)
+        assert {handle.id.partition("/")[0] for handle in handles} == {"{a}", "{b}"}
+        for handle in handles:
+            await handle.result(60)
+        assert meters["a"].most == 1
+        assert meters["b"].most == 3
+        assert order == list(range(40))
+        assert total(cluster_config, "SELECT count(*) FROM keyed") == 0
+        assert_i1(cluster_config)
+
+
+async def test_a_suspended_workflow_keeps_its_key_and_a_failed_one_gives_it_on(shard_config: ClusterConfig) -> None:
+    app = App()
+    order: list[str] = []
+
+    @app.workflow
+    async def work(name: str) -> str:
+        order.append(name)
+        if name == "first":
+            await shardflow.receive("go")
+            raise ValueError(name)
+        return name
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app):
+        key = ("tenant", 1)
+        await client.submit(work, "first", id="{tenant}/first", key_concurrency=key)
+        second = await client.submit(work, "second", key_concurrency=key)
+        urgent = await client.submit(work, "urgent", priority=-1, key_concurrency=key)
+        await until(lambda: one(shard_config, "SELECT count(*) FROM wait WHERE reason LIKE 'message%%'") == 1)
+        assert one(shard_config, "SELECT count(*) FROM wait WHERE reason = 'key'") == 2
+        assert_i1(shard_config)
+        await client.send("{tenant}/first", "go", 1)
+        assert [await second.result(10), await urgent.result(10)] == ["second", "urgent"]
+        assert order[-2:] == ["urgent", "second"]
+
+
+async def test_a_dedup_key_gives_the_active_workflow_until_it_has_ended(cluster_config: ClusterConfig) -> None:
+    gate, app = Gate(), App()
+
+    @app.step
+    async def hold() -> None:
+        await gate.wait()
+
+    @app.workflow
+    async def work(number: int) -> int:
+        await hold()
+        return number
+
+    @app.workflow
+    async def other(number: int) -> int:
+        return number
+
+    async with AsyncClient(cluster_config) as client, running(cluster_config, app):
+        first = await client.submit(work, 1, dedup_key="report")
+        many = await asyncio.gather(*(client.submit(work, n, dedup_key="report") for n in range(20)))
+        assert {handle.id for handle in many} == {first.id}
+        with pytest.raises(WorkflowConflict, match="report"):
+            await client.submit(work, 2, dedup_key="report", on_duplicate="reject")
+        with pytest.raises(WorkflowConflict, match="work"):
+            await client.submit(other, 2, dedup_key="report")
+        same = await client.submit_many([work.call(n).set(dedup_key="twice") for n in range(3)])
+        assert len({handle.id for handle in same}) == 1
+        gate.open()
+        assert await first.result(10) == 1
+        again = await client.submit(work, 5, dedup_key="report", on_duplicate="reject")
+        assert again.id != first.id
+        assert await again.result(10) == 5
+        assert (await client.submit(work, 1, dedup_key="report", id=first.id)).id == first.id
+        await same[0].result(10)
+        assert total(cluster_config, "SELECT count(*) FROM dedup") == 0
+        assert total(cluster_config, "SELECT count(*) FROM workflow") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"key_concurrency": ("k", 1), "id": "x"}, "routing key 'x'"),
+        ({"dedup_key": "k", "id": "{x}/1"}, "routing key 'x'"),
+        ({"dedup_key": "a", "key_concurrency": ("b", 1)}, "must be the same"),
+        ({"dedup_key": "a}"}, "closing brace"),
+        ({"dedup_key": "a", "on_duplicate": "maybe"}, "on_duplicate"),
+        ({"key_concurrency": ("k", 1), "delay": 3}, "delay"),
+    ],
+)
+def test_keys_that_cannot_be_minded_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Options(**options)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"concurrency": 0}, {"concurrency": True}, {"rate": 5}, {"rate": (1, 0)}, {"rate": (0, 1)}, {"priority": 1.0}],
+)
+def test_limits_that_cannot_be_kept_are_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        Queue("q", **limits)

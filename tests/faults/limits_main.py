@@ -1,0 +1,75 @@
+"""A worker of the tests of limits: `limits_main.py CONFIG LEDGER NAME`. Ends with its standard input.
+
+The times in its lines are of the clock that all processes of the machine share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from faults.ledger import Ledger
+
+import shardflow
+
+# The lines:
+#   begin QUEUE ID WORKER SECONDS    the code of a workflow of that queue begins
+#   end QUEUE ID WORKER SECONDS      it is at its end
+#   dead WORKER SECONDS              that worker is gone
+
+HELD = shardflow.Queue("held", concurrency=10)
+PACED = shardflow.Queue("paced", rate=(100, 1))
+
+app = shardflow.App("limits")
+ledger: Ledger
+name = ""
+
+
+@app.step
+async def use(queue: str, id: str, seconds: float) -> None:
+    # What is called first is sent first, and the answer need not be waited for: the worker may be killed, not the ledger.
+    begun = ledger.line("begin", queue, id, name, time.monotonic())
+    await asyncio.gather(begun, asyncio.sleep(seconds))
+    await ledger.line("end", queue, id, name, time.monotonic())
+
+
+@app.workflow(queue=HELD)
+async def hold(id: str, seconds: float) -> None:
+    await use("held", id, seconds)
+
+
+@app.workflow(queue=PACED)
+async def pace(id: str) -> None:
+    await use("paced", id, 0.0)
+
+
+def begin_at_once() -> None:
+    """Mutant: starts count from the claim, not from when they took place."""
+    from shardflow.worker.limits import Limits
+
+    def claimed(self: Limits, batch: int, runs: object) -> None:
+        self._begun[batch] = self._loop.time() - 0.05
+
+    Limits.claimed = claimed  # type: ignore[method-assign]
+
+
+MUTANTS = {"begin_at_once": begin_at_once}
+
+
+async def serve(config: str, address: str, called: str, *mutants: str) -> None:
+    """Works until the standard input ends."""
+    global ledger, name
+    ledger, name = Ledger(address), called
+    for mutant in mutants:
+        MUTANTS[mutant]()
+    worker = shardflow.Worker(shardflow.load_config(config), app, concurrency=100, name=called)
+    await worker.start()
+    await worker.connected()
+    print("connected", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await worker.stop(grace=5)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(*sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""Limits of queues on three shards with four workers, some of them killed: the ledger says what began and ended when.
+
+`SHARDFLOW_LIMIT_SECONDS` sets how long the quiet part and the part with kills last (default 6 each).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from conftest import MakeCluster
+from faults.limits_rig import ended, pass_time, read, rig, submit
+from support.look import assert_i1, total
+
+from shardflow import LeaseConfig
+
+SECONDS = float(os.environ.get("SHARDFLOW_LIMIT_SECONDS", "6"))
+HOLD = 1.0
+#: What is demanded of a run beside others on a small machine; by itself it is above 0.95, see docs/faults.md.
+USED = 0.85
+
+
+async def test_limits_are_used_and_never_exceeded_while_workers_die(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    config = make_cluster(shards=3, lease=LeaseConfig(ttl=2.0, renew=0.25, watch=0.15))
+    with rig(config, tmp_path) as workers:
+        held, paced = int(10 * 2 * SECONDS / HOLD), int(100 * 2 * SECONDS)
+        for _ in range(4):
+            workers.start()
+        workers.connected()
+        await submit(config, held, HOLD, paced)
+        since = await pass_time(1.5)
+        until = await pass_time(SECONDS - 1.5)
+        for _ in range(3):
+            workers.kill()
+            workers.start()
+            await pass_time(SECONDS / 4)
+        over = await pass_time(0)
+        await ended(config, 60)
+        told = read(workers.ledger.lines())
+        print(
+            f"held: {told.held(since, until):.2f} of 10, {told.held(until, over):.2f} while workers died;"
+            f" paced: {told.paced(since, until):.1f} of 100, {told.paced(until, over):.1f} while workers died"
+        )
+        assert told.most_at_once() == 10
+        assert told.most_within(1.0) <= 100
+        assert len(told.begins) >= paced
+        assert told.held(since, until) >= USED * 10
+        assert told.paced(since, until) >= USED * 100
+        assert total(config, "SELECT count(*) FROM permit") == 0
+        assert_i1(config)
+
+
+async def test_the_ledger_sees_starts_that_count_too_early(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    config = make_cluster(shards=3)
+    with rig(config, tmp_path, ["begin_at_once"]) as workers:
+        workers.start()
+        workers.connected()
+        await submit(config, 0, HOLD, 400)
+        await ended(config, 60)
+        assert read(workers.ledger.lines()).most_within(1.0) > 100
