@@ -447,7 +447,7 @@ BEGIN
         PERFORM {schema}.admit_keyed(keys);
     END IF;
     INSERT INTO {schema}.ready (seq, wf, priority, replay, queue)
-    SELECT nextval('{schema}.key'), w.wf, w.priority, true, {schema}.lane(w.queue, w.options)
+    SELECT w.wf, w.wf, w.priority, true, {schema}.lane(w.queue, w.options)
     FROM {schema}.workflow w WHERE w.wf = ANY(wfs) AND NOT coalesce(w.options ? 'key', false);
     PERFORM {schema}.ring();
 END

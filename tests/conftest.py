@@ -7,12 +7,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.lab import LEASE, POOL, Lab
 
 from shardflow import AsyncClient, ClusterConfig, LeaseConfig, PoolConfig
 from shardflow.embedded import Servers
 
 MakeCluster = Callable[..., ClusterConfig]
+
+# On a slow or busy machine properties hold as well.
+settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any pace")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from ..delivery.router import Router
 from ..errors import WorkflowFailed, WorkflowNotFound
 from ..model import ClusterConfig, Counts, Page, StepInfo, WorkflowInfo
 from ..storage import submissions
+from ..storage.waiting import Waiting, waiting
 from .filters import asked_for, filter_options
 from .output import FAILED, OK, UNREACHABLE, emit_json, payload, printable, say, table
 from .settings import Group, Settings, json_option, pass_settings
@@ -85,7 +86,15 @@ def show(settings: Settings, id: str, as_json: bool) -> None:
             for s in record.steps
         ]
         ended = None if outcome is None else {"output": payload(outcome.output), "error": error}
-        emit_json({"workflow": record.info, "input": payload(record.input), "steps": steps, "outcome": ended})
+        emit_json(
+            {
+                "workflow": record.info,
+                "input": payload(record.input),
+                "steps": steps,
+                "waiting": record.waiting,
+                "outcome": ended,
+            }
+        )
         return
     table(_COLUMNS, [_row(record.info)])
     click.echo(f"\ninput: {_line(payload(record.input))}")
@@ -96,12 +105,27 @@ def show(settings: Settings, id: str, as_json: bool) -> None:
             for s in record.steps
         ]
         table(("step", "name", "finished at", "attempts", "outcome"), rows)
+    _tell_waiting(record.waiting)
     if error is not None:
         click.echo(f"\nerror: {printable(f'{error.type}: {error.message}')}")
         if error.traceback:
             click.echo(printable(error.traceback.rstrip(), keep="\n\t"))
     elif outcome is not None:
         click.echo(f"\noutput: {_line(payload(outcome.output))}")
+
+
+def _tell_waiting(found: Waiting) -> None:
+    """What it waits for, and what has failed and is tried again."""
+    if found.reason is not None:
+        until = f", wakes at {found.wakes_at}" if found.wakes_at else ""
+        missing = f", {found.missing} end(s) missing" if found.missing else ""
+        click.echo(f"\nwaits for: {printable(found.reason)}{until}{missing}")
+    if found.unread:
+        click.echo(f"\nmessages not received: {found.unread}")
+    if found.tries:
+        click.echo()
+        rows = [(t.seq, t.name, t.attempts, t.due_at, f"{t.error.type}: {t.error.message}") for t in found.tries]
+        table(("step", "name", "failed tries", "next at", "last error"), rows)
 
 
 @workflow.command()
@@ -206,6 +230,7 @@ class _Record:
     info: WorkflowInfo
     input: bytes
     steps: list[StepInfo]
+    waiting: Waiting
     outcome: submissions.Outcome | None
 
 
@@ -222,8 +247,9 @@ async def _record(config: ClusterConfig, id: str) -> _Record:
             wf, info = found
             _, _, input = (await submissions.existing(pool.shard, conn, [id]))[id]
             steps = await submissions.steps(pool.shard, conn, id)
+            waits = await waiting(pool.shard, conn, wf)
             ended = await submissions.outcomes(pool.shard, conn, [wf])
-            return _Record(info, input, steps, ended[0] if ended else None)
+            return _Record(info, input, steps, waits, ended[0] if ended else None)
     finally:
         await router.close()
 

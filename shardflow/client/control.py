@@ -23,7 +23,6 @@ from ..delivery.visit import Errand, visit
 from ..errors import InvalidInput, ShardflowError, ShardUnavailable, WorkflowConflict, WorkflowNotFound
 from ..model import Bulk, ClusterConfig, Page, Status, WorkflowInfo
 from ..storage import control
-from ..storage.control import Source
 from ..storage.shard import Conn, Shard
 from .handle import AsyncHandle
 from .queries import Statuses
@@ -70,8 +69,8 @@ class Controls:
     async def resume(self, id: str) -> bool:
         """Lets a workflow that failed, was cancelled, or was given up as dead go on from its checkpoints.
 
-        The step that it failed by is tried again, and a time limit begins anew. Who had awaited it has its former end:
-        a parent keeps it, workflows that were to run after it have ended. Children that were cancelled with it stay
+        The step that it failed by is tried again, and a time limit begins anew. Who had awaited it has its former
+        end: a parent keeps it, workflows that were to run after it have ended. Children that were cancelled with it stay
         cancelled unless they are resumed. Answers False where it has succeeded or is under way. Raises
         WorkflowNotFound, ShardUnavailable.
         """

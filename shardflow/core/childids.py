@@ -19,20 +19,30 @@ LONGEST_BASE = MAX_ID_BYTES // 2
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """Children that one call starts: `base` and how many, or `given` ids."""
+    """Children that one call starts: `base` and how many, or `given` ids; `names` of their workflows, one where it is
+    the same for all."""
 
     base: str
     count: int
     given: tuple[str | None, ...] | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, parent: str, seq: int, given: Sequence[str | None], colocate: bool, many: bool, generation: int = 0
+        cls,
+        parent: str,
+        seq: int,
+        given: Sequence[str | None],
+        colocate: bool,
+        many: bool,
+        generation: int = 0,
+        names: Sequence[str] = (),
     ) -> Children:
         """The children of the call number `seq` of `parent`.
 
         `given` has the ids that the user chose, None for the others; with `colocate` they share the parent's shard;
-        `many` says that the call starts a list, even of one; `generation`, how often the parent has begun anew.
+        `many` says that the call starts a list, even of one; `generation`, how often the parent has begun anew;
+        `names`, of the children's workflows.
         """
         again = f"{generation}~" if generation else ""
         base = f"{_root(parent, colocate)}/{again}{_number(seq)}"
@@ -42,7 +52,18 @@ class Children:
                 ' "{tenant-7}/order-1"'
             )
         named = tuple(given) if any(id is not None for id in given) else None
-        return cls(f"{base}." if many else base, len(given) if many else -1, named)
+        names = tuple(names[:1] if len(set(names)) == 1 else names)
+        return cls(f"{base}." if many else base, len(given) if many else -1, named, names)
+
+    def alike(self, other: Children) -> bool:
+        """Whether the same code may have started both: as many, of the same workflows."""
+        return self.count == other.count and (self.names == other.names or not self.names or not other.names)
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        of = f" of {', '.join(map(repr, self.names[:3]))}" if self.names else ""
+        return f"one child{of}" if self.count < 0 else f"{self.count} children{of}"
 
     @property
     def ids(self) -> Sequence[str]:
@@ -57,6 +78,8 @@ class Children:
         record: dict[str, object] = {"base": self.base, "count": self.count}
         if self.given is not None:
             record["given"] = self.given
+        if self.names:
+            record["names"] = self.names
         return json.dumps(record).encode()
 
     @classmethod
@@ -64,7 +87,9 @@ class Children:
         """The inverse."""
         record = json.loads(data)
         given = record.get("given")
-        return cls(record["base"], record["count"], None if given is None else tuple(given))
+        return cls(
+            record["base"], record["count"], None if given is None else tuple(given), tuple(record.get("names", ()))
+        )
 
 
 def _root(parent: str, colocate: bool) -> str:

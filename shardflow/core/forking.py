@@ -26,8 +26,8 @@ E = TypeVar("E", bound=Entry)
 
 
 def kept(record: Sequence[E], from_step: int) -> list[E]:
-    """The checkpoints before the step `from_step`: the last new beginning; those of the workflow's own task with lower
-    numbers; and those of its other tasks that were there when the last of these was.
+    """The checkpoints before the step `from_step`: the last new beginning; those of the workflow's own task with
+    lower numbers; and those of its other tasks that were there when the last of these was.
 
     Where `from_step` is a step of another task, what was there before it is kept. Raises InvalidInput where it is
     not in the record.

@@ -173,8 +173,8 @@ def _check_attributes(value: object) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidInput("attributes must be a mapping from text to JSON values")
     try:
-        size = len(json.dumps(dict(value), allow_nan=False).encode())
-    except (TypeError, ValueError) as error:
+        size = len(json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError) as error:  # which a lone surrogate is too
         raise InvalidInput(f"attributes must be JSON values: {error}") from error
     if "\\u0000" in json.dumps(dict(value)):
         raise InvalidInput("attributes must not contain a NUL character, which Postgres cannot store")

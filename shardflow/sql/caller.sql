@@ -11,7 +11,7 @@ SELECT pg_advisory_xact_lock_shared(hashtextextended({schema_text} || ':map', 0)
 
 -- name: unmoved
 -- Behind `stay`: fails a transaction that sees the slots as they were where they have changed since.
-SELECT FROM {schema}.shard FOR KEY SHARE
+SELECT FROM {schema}.shard FOR SHARE
 
 -- name: owns
 -- Behind `stay`: whether the slot is the shard's own, and open to writes. Parameters: slot.

@@ -15,7 +15,7 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('max
        set_config('enable_sort', 'off', true), set_config('enable_indexscan', 'on', true)
 
 -- name: searching
--- For the next statement: a plan that reads the index of the attributes, which can only be read whole.
+-- For the next statement: a plan that reads something whole, as it must: an index of attributes, or what is ready.
 SELECT set_config('enable_bitmapscan', 'on', true), set_config('enable_indexscan', 'off', true)
 
 -- name: ranges
@@ -155,6 +155,13 @@ WHERE NOT EXISTS (SELECT FROM {schema}.outcome o WHERE o.wf = u.wf)
 SELECT r.wf, w.submitted_at, {fits} AS fits
 FROM (SELECT wf FROM {schema}.ready ORDER BY queue, priority, seq LIMIT %s) r, LATERAL (
     SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = r.wf LIMIT 1
+) w
+
+-- name: next_ready
+-- The first workflow that is ready among these keys. Parameters: low, high.
+SELECT r.wf, w.submitted_at
+FROM (SELECT wf FROM {schema}.ready WHERE wf BETWEEN %s AND %s ORDER BY wf {order} LIMIT 1) r, LATERAL (
+    SELECT submitted_at FROM {schema}.workflow WHERE wf = r.wf LIMIT 1
 ) w
 
 -- name: some_tagged

@@ -25,6 +25,16 @@ WHERE w.id = %s
 SELECT s.seq, s.name, s.finished_at, s.attempts, s.output, s.error
 FROM {schema}.step s JOIN {schema}.workflow w USING (wf) WHERE w.id = %s ORDER BY s.seq
 
+-- name: waiting
+-- What a suspended workflow waits for: reason, time, ends still missing; a row with NULLs where it does not. With it, how many
+-- messages it has not received. Parameters: wf.
+SELECT s.reason, s.wake_at, s.missing, (SELECT count(*) FROM {schema}.message m WHERE m.wf = given.wf AND NOT m.taken)
+FROM unnest(ARRAY[%s::bigint]) AS given (wf) LEFT JOIN {schema}.wait s ON s.wf = given.wf
+
+-- name: failed_tries
+-- The steps of a workflow that have failed and are to be tried again. Parameters: wf.
+SELECT seq, name, attempts, failed_at, due_at, error FROM {schema}.retry WHERE wf = %s ORDER BY seq
+
 -- name: counts
 -- How many workflows are where, at one moment; running are those claimed without an outcome.
 SELECT (SELECT count(*) FROM {schema}.workflow) AS submitted,

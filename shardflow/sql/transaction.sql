@@ -9,8 +9,8 @@ SELECT pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':step:' || m
 FROM (SELECT %s::text AS lease, %s::text AS step) mine
 
 -- name: hold
--- Keeps the lease from being ended while the transaction lasts, which sees the lease's row as it is now and no later.
--- Parameters: lease, epoch.
+-- The fence of a transaction that sees everything as it was at its begin, when the lease was held: fails where it has been ended
+-- since, and keeps it from now on. A renewal is no matter, and a resume is the same worker's. Parameters: lease, epoch.
 SELECT FROM {schema}.lease WHERE lease = %s AND epoch = %s FOR KEY SHARE
 
 -- name: end_former
@@ -32,7 +32,7 @@ SET CONSTRAINTS ALL IMMEDIATE
 -- name: unmoved
 -- Fails a transaction that sees the slots as they were where they have changed since. Behind `admit`, so that nobody changes them
 -- from now on.
-SELECT FROM {schema}.shard FOR KEY SHARE
+SELECT FROM {schema}.shard FOR SHARE
 
 -- name: record
 -- Writes the checkpoint. Without a workflow, and so not at all, where the transaction is not the one that began the step;

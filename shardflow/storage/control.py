@@ -69,7 +69,9 @@ async def source(shard: Shard, conn: Conn, id: str) -> Source | None:
         if row is None:
             return None
         steps = await (await conn.execute(sql["record"], (row[0],), binary=True)).fetchall()
-    return Source(*row, [Recorded(*step) for step in steps])
+    wf, name, queue, priority, input, options, attributes = row
+    record = [Recorded(*step) for step in steps]
+    return Source(wf, name, queue, priority, input, options, attributes, record)
 
 
 async def fork(

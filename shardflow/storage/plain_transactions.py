@@ -153,10 +153,9 @@ class PlainTransactions:
                     if found is not None:
                         return talk.checkpoint(work, found)
                 with conn.pipeline():
-                    _, taken, then = [conn.execute(*ask) for ask in talk.opening(work)]
-                rows = then.fetchall()
-                if talk.taken(work, taken.fetchone(), rows):
-                    return talk.checkpoint(work, rows[0] if rows and work.isolation == READ_COMMITTED else None)
+                    _, taken, *then = [conn.execute(*ask) for ask in talk.opening(work)]
+                if talk.taken(work, taken.fetchone()):
+                    return talk.checkpoint(work, then[0].fetchone() if then else None)
                 conn.execute(b"ROLLBACK")
                 conn.execute(*talk.end_former(work))
                 time.sleep(FORMER_LOOK)

@@ -139,8 +139,24 @@ class _Walk:
             ways.append(self._sorted(await self._ask(self._sql["running"], *_fits(self._asked))))
         if Status.READY in wanted:
             some = await self._ask(self._sql["some_ready"], *_fits(self._asked), FEW + 1)
-            ways.append(self._sorted(some) if len(some) <= FEW else await self._along(self._sql["ready"]))
+            ways.append(self._sorted(some) if len(some) <= FEW else await self._ready())
         return _together(ways)
+
+    async def _ready(self) -> dict[int, list[Found]]:
+        """A walk for what is ready; where it comes to nothing, it goes on in front of the next one that is ready."""
+        found = await self._along(self._sql["ready"])
+        for part, stretches in found.items():
+            low, high = self._bounds[part]
+            for number, stretch in enumerate(stretches):
+                if (mark := stretch.reached) is None:
+                    continue
+                rest = (low, mark.wf - 1) if self._newest else (mark.wf + 1, high)
+                await self._conn.execute(self._sql["searching"])
+                following = await self._ask(self._sql["next_ready"], *rest)
+                await self._conn.execute(self._sql["walking"])
+                before = [Row(wf + 1 if self._newest else wf - 1, at, None) for wf, at in following]
+                stretches[number] = Stretch(stretch.rows, before[0] if before else None)
+        return found
 
     async def _tagged(self) -> dict[int, list[Found]] | None:
         """All with the attributes, where they are few; None where they are many."""

@@ -71,23 +71,20 @@ class Talk:
         self.sql = shard.statements("transaction")
 
     def opening(self, work: Work) -> list[Ask]:
-        """BEGIN, `take`, `hold` for what sees no later state, the checkpoint where it can be seen behind `take`."""
+        """BEGIN, `take`, and the checkpoint where the transaction sees what had committed when it had `take`n."""
         fence = work.fence
         asks: list[Ask] = [
             (_BEGIN[work.isolation], ()),
             (self.sql["take"], (fence.lease, fence.epoch, str(fence.lease), work.step)),
         ]
-        # What sees one state only would fail at its end, when the lease has been renewed meanwhile.
-        if work.isolation == READ_COMMITTED:
-            return [*asks, self.lookup(work)]
-        return [*asks, (self.sql["hold"], (fence.lease, fence.epoch))]
+        return [*asks, self.lookup(work)] if work.isolation == READ_COMMITTED else asks
 
     def lookup(self, work: Work) -> Ask:
         return self.sql["recorded"], (work.wf, work.seq)
 
-    def taken(self, work: Work, taken: Any, then: Sequence[Any]) -> bool:
-        """Whether the step is this transaction's, from the answers to `take` and `hold`. Raises LeaseLost."""
-        if not taken[1] or (work.isolation != READ_COMMITTED and not then):
+    def taken(self, work: Work, taken: Any) -> bool:
+        """Whether the step is this transaction's, from the answer to `take`. Raises LeaseLost."""
+        if not taken[1]:
             lease, epoch = work.fence.lease, work.fence.epoch
             raise LeaseLost(f"shard {self.shard.name!r}: lease {lease} at epoch {epoch} is not held any more")
         return bool(taken[0])
@@ -97,15 +94,15 @@ class Talk:
 
     def closing(self, work: Work, output: bytes | None, error: str | None) -> list[Ask]:
         """Constraints, fence, checkpoint, COMMIT (the last but one), and the session as it was."""
-        fence = work.fence
+        lease, epoch, generation = work.fence.lease, work.fence.epoch, work.fence.generation
         row = (work.step, work.wf, work.wf, work.seq, min(work.attempts, 32767), work.name, output, error)
         asks: list[Ask] = [(self.sql["now_or_never"], ())]
         if work.isolation == READ_COMMITTED:
-            fenced = (fence.lease, fence.epoch, fence.generation)
-            asks.append((self.shard.statements("turn")["fence"], fenced))
+            asks.append((self.shard.statements("turn")["fence"], (lease, epoch, generation)))
         else:
-            asks.append((self.shard.statements("submit")["admit"], (fence.generation,)))
+            asks.append((self.shard.statements("submit")["admit"], (generation,)))
             asks.append((self.sql["unmoved"], ()))
+            asks.append((self.sql["hold"], (lease, epoch)))
         asks.append((self.sql["record"], row))
         if work.tried:
             asks.append((self.sql["tried"], (work.wf, work.seq)))

@@ -102,10 +102,9 @@ class Transactions:
                         if found is not None:
                             return talk.checkpoint(work, found)
                     async with conn.pipeline():
-                        _, taken, then = [await conn.execute(*ask) for ask in talk.opening(work)]
-                    rows = await then.fetchall()
-                    if talk.taken(work, await taken.fetchone(), rows):
-                        return talk.checkpoint(work, rows[0] if rows and work.isolation == READ_COMMITTED else None)
+                        _, taken, *then = [await conn.execute(*ask) for ask in talk.opening(work)]
+                    if talk.taken(work, await taken.fetchone()):
+                        return talk.checkpoint(work, await then[0].fetchone() if then else None)
                     await conn.execute(b"ROLLBACK")
                     await conn.execute(*talk.end_former(work))
                     await asyncio.sleep(FORMER_LOOK)

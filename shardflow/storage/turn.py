@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import pq
 
-from ..errors import ShardflowError, ShardUnavailable
 from ..core.quota import State
+from ..errors import ShardflowError, ShardUnavailable
 from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
 from .shard import Conn, Shard, Statements
 
@@ -143,8 +143,8 @@ class Turn:
 @dataclass(slots=True)
 class Answer:
     """What a turn answers: what was claimed; what is to be delivered from now on; a page of the outbox; messages;
-    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, and the seconds until the next one is
-    due; how it stands with the limits of what was claimed from; which queues have limits, where that was asked."""
+    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, and the
+    seconds until the next one is due; how it stands with the limits of what was claimed from; which queues have limits, where that was asked."""
 
     claimed: Sequence[Claimed] = ()
     told: Sequence[Told] = ()

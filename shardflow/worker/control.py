@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ class Control:
 
     def patience(self, now: float) -> float:
         """Seconds until a look is due."""
-        return max(0.0, self._look_at - now) if self._commit.runs else LOOK
+        return max(0.0, self._look_at - now) if self._commit.runs else math.inf
 
     def due(self, now: float) -> bool:
         """Whether a look is due."""

@@ -32,8 +32,9 @@ class Gathered:
     """The writes of one turn with whom to tell: `waiting`, a run and its future per step; `ended`, a run per outcome.
 
     `extras` are by the place of their step; `retries` by workflow and sequence number; `relayed`, entries of the
-    outbox that were delivered; `unbegun`, ends of claimed workflows that did not begin; `severed`, workflows whose ends
-    cancel their children, with those just being started. `room` is how many more rows it takes; where the bytes are too many already, none.
+    outbox that were delivered; `unbegun`, ends of claimed workflows that did not begin; `severed`, workflows whose
+    ends cancel their children, with those just being started. `room` is how many more rows it takes; where the bytes
+    are too many already, none.
     """
 
     __slots__ = (
@@ -204,7 +205,7 @@ class Pending:
         self._queue.appendleft(gathered)
 
     def suspending(self) -> set[int]:
-        """The claimed workflows without a run that a turn sees to: it suspends them, or ends them before they begin."""
+        """The claimed workflows without a run that a turn sees to: it suspends them, or ends them."""
         waits = {row[0] for gathered in self._queue for row in gathered.waits}
         return waits | {row[0] for gathered in self._queue for row in gathered.unbegun}
 

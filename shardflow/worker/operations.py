@@ -54,6 +54,7 @@ class Operations:
     """The operations of a `Run`, which is the only class derived from it."""
 
     __slots__ = ()
+    starting: list[Children] | None
 
     # -- values that are recorded
 
@@ -131,7 +132,7 @@ class Operations:
         check_topic(topic)
         seq = self.number()
         timer = self.number() if timeout is not None else 0
-        recorded = self.recorded("shardflow.receive", seq)
+        recorded = self.recorded(f"shardflow.receive.{topic}", seq)
         timed = self.recorded("shardflow.timer", timer) if timeout is not None else None
         return self._receive(seq, topic, recorded, timer, timeout, timed)
 
@@ -155,15 +156,14 @@ class Operations:
         while True:
             message = self.box.take(topic) if self.box else None
             if message is not None:
-                await self.write(
-                    seq, "shardflow.receive", message.value or b"null", extra=Extra(received=message.seq)
-                )
-                return message.value or b"null"
+                value = message.value or b"null"
+                await self.write(seq, f"shardflow.receive.{topic}", value, extra=Extra(received=message.seq))
+                return value
             if due is None and timeout is not None:
                 await self.write(timer, "shardflow.timer", json.dumps({"seconds": timeout}).encode())
                 due = self.sink.time() + timeout
             elif due is not None and self.sink.time() >= due and self.box is not None and self.box.loaded:
-                await self.write(seq, "shardflow.receive", None)
+                await self.write(seq, f"shardflow.receive.{topic}", None)
                 return None
             await self.wait(due, (topic,))
 
@@ -173,7 +173,7 @@ class Operations:
         """See `context.Runtime`."""
         check_topic(topic)
         seq = self.number()
-        return self._send(seq, self.recorded("shardflow.send", seq), id, topic, value, key)
+        return self._send(seq, self.recorded(f"shardflow.send.{topic}", seq), id, topic, value, key)
 
     async def _send(  # type: ignore[misc]
         self: Run, seq: int, recorded: Checkpoint | None, id: str, topic: str, value: bytes, key: str | None
@@ -181,18 +181,18 @@ class Operations:
         if recorded is None:
             # The key makes a repetition after a crash harmless.
             key = key or f"{self.id}\x1f{f'{self.generation}.' if self.generation else ''}{seq}"
-            await self.once(seq, "shardflow.send", self.sink.delivery.send(id, topic, value, key))
+            await self.once(seq, f"shardflow.send.{topic}", self.sink.delivery.send(id, topic, value, key))
         elif recorded.error is not None:
             raise _error(recorded.error)
 
     def set_event(self: Run, key: str, value: bytes) -> Coroutine[Any, Any, None]:  # type: ignore[misc]
         """See `context.Runtime`."""
         seq = self.number()
-        return self._set_event(seq, self.recorded("shardflow.set_event", seq), key, value)
+        return self._set_event(seq, self.recorded(f"shardflow.set_event.{key}", seq), key, value)
 
     async def _set_event(self: Run, seq: int, recorded: Checkpoint | None, key: str, value: bytes) -> None:  # type: ignore[misc]
         if recorded is None:
-            await self.write(seq, "shardflow.set_event", b"null", extra=Extra(event=(key, value)))
+            await self.write(seq, f"shardflow.set_event.{key}", b"null", extra=Extra(event=(key, value)))
 
     # -- children
 
@@ -203,7 +203,9 @@ class Operations:
         seq = self.number()
         recorded = self.recorded("shardflow.start", seq)
         given = [call.options.id for call in calls]
-        return self._start(seq, recorded, Children.of(self.id, seq, given, colocate, many, self.generation), calls)
+        names = [call.workflow if isinstance(call.workflow, str) else call.workflow.name for call in calls]
+        children = Children.of(self.id, seq, given, colocate, many, self.generation, names)
+        return self._start(seq, recorded, children, calls)
 
     async def _start(  # type: ignore[misc]
         self: Run, seq: int, recorded: Checkpoint | None, children: Children, calls: Sequence[Call[Any]]
@@ -220,7 +222,16 @@ class Operations:
             return children.ids
         if recorded.error is not None:
             raise _error(recorded.error)
-        return Children.from_json(recorded.output or b"{}").ids
+        known = Children.from_json(recorded.output or b"{}")
+        if not known.alike(children):
+            self.broken = broken = NonDeterminism(
+                f"workflow {self.id!r}: step {seq} starts {children.what} now, but {known.what} are recorded: its"
+                " code has changed or depends on something that is not recorded",
+                workflow_id=self.id,
+            )
+            raise broken
+        self.behind(recorded.at)
+        return known.ids
 
     async def ends(self: Run, ids: Sequence[str]) -> list[tuple[bytes | None, BaseException | None]]:  # type: ignore[misc]
         """See `context.Runtime`. Not recorded: a child ends once, and its end stays here as a message."""

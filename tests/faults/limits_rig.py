@@ -24,8 +24,10 @@ TESTS = Path(limits_main.__file__).resolve().parents[1]
 
 @dataclass
 class Told:
-    """What the ledger says: `spans`, of the held queue, from begin to end; `begins`, of the paced one. A span that has
-    not ended lasts until its worker is gone, or for ever."""
+    """What the ledger says: `spans`, of the held queue, from begin to end; `begins`, of the paced one.
+
+    A span that has not ended lasts until its worker is gone, or for ever.
+    """
 
     spans: list[tuple[float, float]] = field(default_factory=list)
     begins: list[float] = field(default_factory=list)
@@ -52,9 +54,11 @@ class Told:
         """How many spans there were on average between two times."""
         return sum(max(0.0, min(b, until) - max(a, since)) for a, b in self.spans) / (until - since)
 
-    def paced(self, since: float, until: float) -> float:
-        """How many began in a second between two times."""
-        return sum(since <= at < until for at in self.begins) / (until - since)
+    def paced(self, since: float, until: float, burst: int = 100) -> float:
+        """How many began in a second between two times, taken over whole bursts."""
+        begins = [at for at in self.begins if since <= at < until]
+        bursts = (len(begins) - 1) // burst
+        return bursts * burst / (begins[bursts * burst] - begins[0]) if bursts > 0 else 0.0
 
 
 def read(lines: Iterator[str]) -> Told:

@@ -311,6 +311,7 @@ def test_a_message_that_is_cut_off_was_preceded_by_all_others(
 CHILD = """
 import psycopg, sys
 with psycopg.connect(sys.argv[1], autocommit=True, application_name="doomed") as conn:
+    print("connected", flush=True)
     sys.stdin.readline()
     for n in range(50):
         conn.pgconn.exec_(b"INSERT INTO seen VALUES (%d)" % n)
@@ -333,9 +334,9 @@ def test_a_process_is_killed_at_the_message(
         number = 7 if way is Way.UP else 6 * 2 + 1
         assert child.stdin is not None
         assert child.stdout is not None
-        # Down, the messages of the log-in are over when the child waits for a line.
+        # Down, the messages of the log-in are over when the child says so.
+        assert child.stdout.readline() == "connected\n"
         trap = Trap(way, number, kill(child.pid), name="doomed")
-        until(lambda: _idle(direct, "doomed"), "it is logged in")
         proxy.trap(trap)
         child.stdin.write("go\n")
         child.stdin.flush()

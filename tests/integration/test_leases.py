@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from support.raw import by_hand, done, step
 from support.work import Gate, running
 
 from shardflow import App, AsyncClient, ClusterConfig, LeaseConfig
+from shardflow.core import lowwater
 from shardflow.errors import LeaseLost
 from shardflow.storage import leases
 from shardflow.storage.leases import Peer
@@ -321,22 +323,30 @@ async def test_a_workflow_under_which_leases_end_again_and_again_goes_to_the_end
         assert_i1(shard_config)
 
 
-async def test_a_dead_workers_claims_run_before_the_backlog(make_cluster: MakeCluster) -> None:
+async def test_a_dead_workers_claims_run_before_the_backlog(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the claimer's low-water mark lies behind their places."""
+    monkeypatch.setattr(lowwater, "INTERVAL", 1000.0)  # it does not look from the start of its own accord
     config = make_cluster(shards=1, lease=LeaseConfig(ttl=20, renew=0.1, watch=0.05))
-    app, order = App(), list[str]()
+    app, order, back = App(), list[str](), asyncio.Event()
 
     @app.workflow
     async def work(name: str) -> None:
+        if len(order) == 100:
+            await back.wait()
         order.append(name)
 
     async with AsyncClient(config) as client, by_hand(config) as hand:
         doomed = await hand.holder("doomed", ttl=0.5)
         await client.submit_many(work.call(f"held-{n}").set(id=f"held-{n}") for n in range(20))
         assert len(await doomed.claim(20)) == 20
-        last = await client.submit_many(work.call(f"later-{n}").set(id=f"later-{n}") for n in range(3000))
+        last = await client.submit_many(work.call(f"later-{n}").set(id=f"later-{n}") for n in range(500))
         async with running(config, app, concurrency=2):
-            await until(lambda: sum(name.startswith("held") for name in order) == 20)
-            assert len(order) < 2900, "the backlog went first"
+            await until(lambda: not rows(config, "SELECT 1 FROM lease WHERE worker = 'doomed'"))
+            assert len(order) <= 100
+            back.set()
             await last[-1].result(30)
-    assert_all_done(config, 3020, 0)
+            behind = max(place for place, name in enumerate(order) if name.startswith("held"))
+            assert behind < 150, "the backlog went first"
+    assert_all_done(config, 520, 0)

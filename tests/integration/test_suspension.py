@@ -116,7 +116,7 @@ async def test_a_message_with_a_key_arrives_once(shard_config: ClusterConfig) ->
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         handle = await client.submit(listens, id="listener")
         await client.send("listener", "n", 1, key="a")
-        await until(lambda: one(shard_config, "SELECT count(*) FROM step WHERE name = 'shardflow.receive'") == 1)
+        await until(lambda: one(shard_config, "SELECT count(*) FROM step WHERE name = 'shardflow.receive.n'") == 1)
         await client.send("listener", "n", 1, key="a")
         assert await handle.result(30) == [1, None]
 

@@ -9,12 +9,14 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import MakeCluster
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, IsolationLevel
 from support.look import assert_i1, one, rows, total, until
 from support.work import ids_on, running
 
 import shardflow
 from shardflow import App, AsyncClient, Client, ClusterConfig, ClusterError, InvalidInput, UsageError
+from shardflow.core.routing import slot_of
+from shardflow.errors import MapChanged
 
 app = App()
 
@@ -166,3 +168,97 @@ async def test_another_cluster_of_the_same_name_is_not_taken_for_this_one(make_c
         with pytest.raises(ClusterError, match="holds no shard of this cluster"):
             await client.submit(greet, "ann", connection=conn)
     assert one(two, THERE) == 0
+
+
+def give_away(config: ClusterConfig, id: str) -> None:
+    """Shard 1 has the slot of this id now, which was shard 0's."""
+    slot = slot_of(id, config.slots)
+    rows(config, "UPDATE slot SET state = 'moved', shard = 's1' WHERE slot = %s", slot, shard=0)
+    rows(config, "UPDATE slot SET state = 'active', shard = 's1' WHERE slot = %s", slot, shard=1)
+    for shard in (0, 1):
+        rows(config, "UPDATE shard SET generation = generation + 1", shard=shard)
+
+
+async def test_a_slot_that_has_moved_is_left_to_the_relay(cluster_config: ClusterConfig) -> None:
+    first, second = ids_on(cluster_config, 0, 2)
+    async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
+        await client.submit(greet, "ann", id=first)  # the client's map is of before
+        give_away(cluster_config, second)
+        handle = await client.submit(greet, "ann", id=second, connection=conn)
+        await conn.commit()
+        assert one(cluster_config, "SELECT count(*) FROM outbox") == 1
+        async with running(cluster_config, app):
+            await until(lambda: one(cluster_config, THERE + " WHERE id = %s", second, shard=1))
+            assert await (await AsyncClient(cluster_config).get(second, greet)).result(30) == "hello ann"
+    assert handle.id == second
+    assert one(cluster_config, THERE) == 1
+
+
+async def test_the_slots_stay_until_the_transaction_ends(cluster_config: ClusterConfig) -> None:
+    id = ids_on(cluster_config, 0, 1)[0]
+    async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
+        await client.submit(greet, "ann", id=id, connection=conn)
+        lock = "SELECT pg_try_advisory_xact_lock(hashtextextended('shardflow:map', 0))"
+        assert not one(cluster_config, lock)
+        await conn.commit()
+        assert one(cluster_config, lock)
+
+
+@pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
+async def test_a_snapshot_from_before_the_slots_changed(cluster_config: ClusterConfig, level: IsolationLevel) -> None:
+    id = ids_on(cluster_config, 0, 1)[0]
+    async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
+        await conn.set_isolation_level(level)
+        await conn.execute("SELECT 1")
+        give_away(cluster_config, id)
+        with pytest.raises(MapChanged, match="roll back and begin anew"):
+            await client.submit(greet, "ann", id=id, connection=conn)
+        await conn.rollback()
+        await client.submit(greet, "ann", id=id, connection=conn)
+        await conn.commit()
+    assert total(cluster_config, THERE) == 0
+    assert one(cluster_config, "SELECT count(*) FROM outbox") == 1
+
+
+async def test_what_is_run_after_others_needs_them_to_be_there(cluster_config: ClusterConfig) -> None:
+    here, there = ids_on(cluster_config, 0, 3), ids_on(cluster_config, 1, 2)
+    async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
+        await client.submit(greet, "a", id=there[0])
+        await client.submit(greet, "b", id=here[0], connection=conn)
+        await client.submit(greet, "c", id=there[1], connection=conn)
+        last = await client.submit(greet, "d", id=here[1], after=[here[0], there[0]], connection=conn)
+        with pytest.raises(shardflow.WorkflowNotFound, match=there[1]):  # it is on its way only
+            await client.submit(greet, "e", id=here[2], after=[there[1]], connection=conn)
+        await conn.commit()
+        async with running(cluster_config, app):
+            assert await last.result(30) == "hello d"
+
+
+async def test_messages_in_a_transaction(cluster_config: ClusterConfig) -> None:
+    here, there = ids_on(cluster_config, 0, 1)[0], ids_on(cluster_config, 1, 1)[0]
+    async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
+        handles = [await client.submit(listen, id=id) for id in (here, there)]
+        for id in (here, there):
+            await client.send(id, "n", "lost", connection=conn)
+        await conn.rollback()
+        for id in (here, there):
+            await client.send(id, "n", "kept", connection=conn)
+        assert total(cluster_config, "SELECT count(*) FROM message") == 0
+        with pytest.raises(shardflow.WorkflowNotFound, match="nobody"):
+            await client.send(f"nobody{{{here}}}", "n", 1, connection=conn)
+        await conn.commit()
+        async with running(cluster_config, app):
+            assert [await handle.result(30) for handle in handles] == ["kept", "kept"]
+    with Client(cluster_config) as plain, psycopg.connect(cluster_config.shards[0].dsn) as conn_:
+        plain.send(here, "n", "again", connection=conn_)
+        conn_.commit()
+    assert one(cluster_config, "SELECT count(*) FROM message WHERE NOT taken") == 1
+
+
+async def test_a_role_without_rights_is_told_so(cluster_config: ClusterConfig) -> None:
+    async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
+        await conn.execute("CREATE ROLE nobody_special")
+        await conn.execute("SET LOCAL ROLE nobody_special")
+        with pytest.raises(shardflow.ShardflowError, match="may not use the schema 'shardflow'"):
+            await client.submit(greet, "ann", connection=conn)
+        await conn.execute("SELECT 1")  # the transaction has not failed

@@ -173,7 +173,7 @@ async def test_a_run_goes_on_under_patched_code(shard_config: ClusterConfig) -> 
             assert await old.result(30) == "sum"
             assert await new.result(30) == "sum with fees"
             names = [step.name for step in await new.steps()]
-            assert names == ["shardflow.patch.fees", "add_fees", "shardflow.receive"]
+            assert names == ["shardflow.patch.fees", "add_fees", "shardflow.receive.go"]
 
 
 async def test_a_mismatch_names_the_step(shard_config: ClusterConfig) -> None:

@@ -240,3 +240,49 @@ async def test_what_followed_from_a_task_counts() -> None:
         return said
 
     assert [await meets(old, new, n) for n in range(2)] == ["new", "old"]
+
+
+async def test_operations_are_known_by_what_they_are_about() -> None:
+    other = App()
+
+    @other.workflow(name="ship")
+    async def ship(n: int) -> int:
+        return n
+
+    @other.workflow(name="bill")
+    async def bill(n: int) -> int:
+        return n
+
+    def event(key: str) -> Callable[[], Any]:
+        async def work() -> None:
+            await shardflow.set_event(key, 1)
+
+        return work
+
+    def talk(topic: str) -> Callable[[], Any]:
+        async def work() -> None:
+            await shardflow.send(shardflow.info().id, topic, 1)
+
+        return work
+
+    def listen(topic: str) -> Callable[[], Any]:
+        async def work() -> None:
+            await shardflow.receive(topic, timeout=1)
+
+        return work
+
+    def begin(child: Any, count: int) -> Callable[[], Any]:
+        async def work() -> None:
+            await shardflow.gather(await shardflow.start_many(child, range(count)))
+
+        return work
+
+    for old, new, now, recorded in (
+        (event("a"), event("b"), "'shardflow.set_event.b'", "'shardflow.set_event.a'"),
+        (talk("a"), talk("b"), "'shardflow.send.b'", "'shardflow.send.a'"),
+        (listen("a"), listen("b"), "'shardflow.receive.b'", "'shardflow.receive.a'"),
+        (begin(ship, 3), begin(bill, 3), "3 children of 'bill'", "3 children of 'ship'"),
+        (begin(ship, 3), begin(ship, 2), "2 children of 'ship'", "3 children of 'ship'"),
+    ):
+        with pytest.raises(NonDeterminism, match=f"step 0 (is|starts) {now} now, but {recorded}"):
+            await meets(old, new, 1)
