@@ -142,9 +142,10 @@ def _one_of(what: str, value: str, known: Sequence[str]) -> str:
 
 def _stored(options: Options) -> str:
     """The options that each submission gets, as JSON that is the same for equal ones."""
-    if options.id is not None or options.after:
+    if options.id is not None or options.after or options.routing is not None:
         raise InvalidInput(
-            "a schedule's submissions have ids of their own and run after nothing: leave out id and after"
+            "a schedule's submissions have ids of their own, run after nothing and share no key: leave out id, after,"
+            ' dedup_key and key_concurrency; overlap="skip" keeps them from overlapping'
         )
     said = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != getattr(NONE, f.name)}
     said.pop("queue", None)
@@ -154,8 +155,6 @@ def _stored(options: Options) -> str:
 def options_of(definition: Definition, id: str) -> Options:
     """The options of a submission that is to have this id."""
     said = json.loads(definition.options)
-    if "key_concurrency" in said:
-        said["key_concurrency"] = tuple(said["key_concurrency"])
     return Options(id=id, queue=definition.queue, **said)
 
 

@@ -87,7 +87,8 @@ async def fork(
     """Creates the workflow with these checkpoints, which is to hear the ends of these children; answers its key, None
     where the id is there already."""
     steps = what.steps
-    text = json.dumps(options)
+    # A fork may lie on another shard than those that share a key, which therefore is not minded.
+    text = json.dumps({name: value for name, value in options.items() if name not in ("key", "most", "dedup")})
     parameters = (
         *(id, what.name, what.queue, slot, what.priority, what.input),
         *(text, options.get("timeout"), text, what.attributes),

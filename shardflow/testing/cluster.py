@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -101,7 +101,7 @@ class WorkerThread:
 
     def __init__(self, config: ClusterConfig, app: App, **options: Any) -> None:
         self.worker: Worker
-        self._make = lambda: Worker(config, app, **options)
+        self._make: Callable[[], Worker] = lambda: Worker(config, app, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="shardflow worker", daemon=True)
         self._ready: Future[None] = Future()

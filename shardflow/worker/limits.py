@@ -65,6 +65,7 @@ class Limits:
         self._asking: asyncio.Task[None] | None = None
         self._begun: dict[int, float] = {}
         self._until = 0.0
+        self._paced = True
 
     async def declare(self, conn: Conn) -> frozenset[str]:
         """Tells the shard what the app declares; answers which queues have limits there."""
@@ -84,8 +85,9 @@ class Limits:
     # -- what was claimed
 
     def claimed(self, batch: int, runs: Sequence[Run]) -> None:
-        """These are about to begin; to be called when their tasks were made, and before the event loop runs them."""
-        self._loop.call_soon(self._mark, batch, runs)
+        """These are about to begin; to be called when their tasks were made."""
+        if self._paced:
+            self._loop.call_soon(self._mark, batch, runs)
 
     def resumed(self, receipt: int, runs: Sequence[Run]) -> None:
         """The lease is held again, and this is all of it; receipts from now on have higher numbers."""
@@ -115,6 +117,7 @@ class Limits:
     def saw(self, states: Sequence[State]) -> None:
         """How it stands after a claim."""
         again, self._needs = decide(states)
+        self._paced = any(state.kind == "starts" for state in states)
         self._until = self._loop.time() + FRESH
         if again is not None:
             if self._timer is not None:

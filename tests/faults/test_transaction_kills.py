@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ import pytest
 from faults import booking
 from faults.nursery import Process
 from faults.proxy import Act, Trap, cut, reset
-from faults.proxy_link import Flow, Way
+from faults.proxy_link import Flow, Link, Way
 from faults.proxy_sweep import Point, Sweep, spread, sweeping
 from faults.proxy_wire import Message
 from faults.stage import until
@@ -48,6 +50,8 @@ class Marked(Point):
 WRITTEN = Marked(Way.DOWN, 1, text=b"UPDATE 1")
 #: The server has committed; the answer goes no further.
 COMMITTED = Marked(Way.DOWN, 1, text=b"COMMIT\0")
+#: The fence has been passed, and all has been sent but the COMMIT.
+COMMIT = Marked(Way.UP, 1, kinds="P", text=b"COMMIT\0")
 
 
 class Bookings(Sweep):
@@ -68,6 +72,33 @@ class Bookings(Sweep):
     def _judge(self, left: int, fault: str) -> bool:
         self.hit += left > 0
         return left > 0
+
+    def freeze_at(self, point: Point, *, silent: bool) -> bool:
+        """Freezes a worker at a message, which `silent` keeps from arriving; another ends the work; then wakes it up and
+        gives both more. Whether work was left."""
+        prefix = self.submit(self.count)
+        frozen: list[Process] = []
+        known = threading.Event()
+
+        def act(link: Link) -> None:
+            assert known.wait(60)
+            frozen[0].send(signal.SIGSTOP)
+            if silent:
+                link.silence()
+
+        trap = self.trap(point, act)
+        frozen.append(self.worker())
+        known.set()
+        until(trap.fired.is_set, f"{prefix}: {point}")
+        left = self.count - self.ended(prefix)
+        successor = self.on.start_worker()
+        until(lambda: self.ended(prefix) == self.count, f"{prefix}: the successor ends it, frozen at {point}")
+        frozen[0].send(signal.SIGCONT)
+        more = self.submit(self.count)
+        until(lambda: self.ended(more) == self.count, f"{more}: after the worker woke up")
+        self.bury(frozen[0])
+        self.bury(successor)
+        return self._judge(left, f"freeze at {point}")
 
     def wrong(self) -> list[str]:
         """What is not as it should be: effects of a step that are not one, results that do not tell of them."""
@@ -163,6 +194,14 @@ def test_connections_lost_in_transactions(lab: Lab, tmp_path: Path) -> None:
         print(f"{bookings.hit} faults in {bookings.cases} cases of {COUNT} workflows")
         assert bookings.wrong() == []
         assert share >= 0.6
+
+
+def test_workers_frozen_in_transactions(lab: Lab, tmp_path: Path) -> None:
+    """With the function's writes made and nothing committed; and with half of the commit sent, which keeps the lease."""
+    with booked(lab, tmp_path) as bookings:
+        assert bookings.freeze_at(replace(WRITTEN, number=3), silent=False)
+        assert bookings.freeze_at(replace(COMMIT, number=3), silent=True)
+        assert bookings.wrong() == []
 
 
 def test_red_where_the_checkpoint_commits_after_the_writes(lab: Lab, tmp_path: Path) -> None:

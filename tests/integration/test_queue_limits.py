@@ -269,3 +269,47 @@ def test_keys_that_cannot_be_minded_are_refused(options: dict[str, Any], said: s
 def test_limits_that_cannot_be_kept_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         Queue("q", **limits)
+
+
+async def test_keys_survive_cancelling_resuming_and_forking(shard_config: ClusterConfig) -> None:
+    app, fails = App(), True
+
+    @app.workflow
+    async def work(name: str) -> str:
+        if name == "fails" and fails:
+            raise ValueError(name)
+        if name == "waits":
+            await shardflow.receive("go")
+        return name
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app):
+        limits: dict[str, Any] = {"dedup_key": "k", "key_concurrency": ("k", 1)}
+        failed = await client.submit(work, "fails", **limits)
+        with pytest.raises(shardflow.WorkflowFailed):
+            await failed.result(10)
+        key = ("k", 1)
+        waits = await client.submit(work, "waits", key_concurrency=key)
+        behind = await client.submit(work, "behind", key_concurrency=key)
+        await until(lambda: one(shard_config, "SELECT count(*) FROM wait WHERE reason LIKE 'message%%'") == 1)
+        fails = False
+        assert await client.resume(failed.id)
+        assert await client.cancel(behind.id)  # it waits for its key
+        assert one(shard_config, "SELECT count(*) FROM wait WHERE reason = 'key'") == 1
+        assert (await client.submit(work, "other", dedup_key="k")).id == failed.id
+        fork = await client.fork(failed.id)
+        assert await fork.result(10) == "fails"
+        assert_i1(shard_config)
+        assert await client.cancel(waits.id)
+        assert await failed.result(10) == "fails"
+        assert [one(shard_config, f"SELECT count(*) FROM {table}") for table in ("keyed", "dedup")] == [0, 0]
+        assert_i1(shard_config)
+
+
+def test_a_schedules_submissions_share_no_key() -> None:
+    app = App()
+
+    @app.workflow
+    async def work() -> None: ...
+
+    with pytest.raises(InvalidInput, match="share no key"):
+        app.schedule("every 1h", options=Options(key_concurrency=("k", 1)))(work)

@@ -57,7 +57,7 @@ async def test_a_grant_arrives_once_whoever_brings_it_and_whenever_they_die(make
     async with opened(config) as places:
         for shard, conn in places:
             assert await limits.declare(shard, conn, 1, parts(config, 12, shard.name)) == {"q"}
-        donor, target, third = places
+        donor, target, _ = places
         need = [Need("q", "running", 4, 4)]
 
         async def ask(asker: str) -> list[limits.Grant]:
@@ -213,7 +213,7 @@ async def test_lost_connections_and_crashed_workers_keep_the_count(make_cluster:
     async with AsyncClient(config) as client, running(config, app), running(config, app):
         handles = await client.submit_many([work.call() for _ in range(200)])
         for turn in range(6):
-            await until(lambda: total(config, "SELECT count(*) FROM outcome") > 20 * (turn + 1))
+            await until(lambda wanted=20 * turn + 20: total(config, "SELECT count(*) FROM outcome") > wanted)
             terminate(config, "commit", shard=turn % 2)
         for handle in handles:
             assert await handle.result(60) == 1
@@ -221,6 +221,29 @@ async def test_lost_connections_and_crashed_workers_keep_the_count(make_cluster:
         await until(lambda: total(config, "SELECT count(*) FROM permit") == 0)
         await until(lambda: total(config, "SELECT count(*) FROM fresh") == 0)
         assert_i1(config)
+
+
+async def test_a_worker_that_does_not_declare_the_limit_keeps_it_too(shard_config: ClusterConfig) -> None:
+    now = most = 0
+
+    async def use() -> int:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        return 1
+
+    knows, does_not = App(), App()
+    knows.workflow(name="work", queue=Queue("few", concurrency=2))(use)
+    does_not.workflow(name="work", queue="few")(use)
+    async with AsyncClient(shard_config) as client, running(shard_config, does_not):
+        async with running(shard_config, knows):
+            await until(lambda: one(shard_config, "SELECT count(*) FROM quota") == 1)
+        handles = await client.submit_many([does_not.find("work").call() for _ in range(40)])
+        for handle in handles:
+            assert await handle.result(30) == 1
+        assert most == 2
 
 
 async def test_a_key_that_somebody_is_stuck_at_is_given_on_soon(shard_config: ClusterConfig) -> None:

@@ -44,14 +44,12 @@ def expected(name: str, text: str, start: datetime, end: datetime) -> list[str]:
 async def decided(config: ClusterConfig, name: str) -> datetime:
     """Waits until nothing of a schedule is due and all that was decided is submitted; until when that is."""
 
-    def settled() -> bool:
-        here = home(config, name)
-        due = one(config, "SELECT count(*) FROM schedule WHERE name = %s AND next_at <= now()", name, shard=here)
-        left = one(config, "SELECT count(*) FROM tick WHERE schedule = %s", name, shard=here)
-        return due == 0 and left == 0
-
-    await until(settled, 30)
-    found: datetime = of_schedule(config, name, "decided_to")
+    query = (  # at one moment: the next tick may be due in the next one
+        "SELECT decided_to FROM schedule s WHERE name = %s AND (next_at IS NULL OR next_at > now())"
+        " AND NOT EXISTS (SELECT FROM tick t WHERE t.schedule = s.name)"
+    )
+    here = home(config, name)
+    ((found,),) = await until(lambda: rows(config, query, name, shard=here))
     return found
 
 
@@ -111,9 +109,9 @@ async def test_a_crash_of_the_ticker_within_the_minute_is_no_missed_tick(
     began = set_back(cluster_config, "beat", 40)
     async with ticking(cluster_config):
         until_then = await decided(cluster_config, "beat")
-    found = ran(cluster_config, "beat")
-    assert len(found) >= 8
-    assert found == expected("beat", "every 5s", began, until_then)
+    wanted = expected("beat", "every 5s", began, until_then)
+    assert len(wanted) >= 8
+    assert ran(cluster_config, "beat")[: len(wanted)] == wanted  # and perhaps one that came due since
 
 
 async def test_a_ticker_that_dies_between_the_submit_and_its_note_is_followed_without_a_second_run(
@@ -183,7 +181,8 @@ async def test_connections_that_break_at_any_moment_cost_no_tick_and_repeat_none
             broken += terminate(config, "client", random.randrange(3))
             await asyncio.sleep(random.uniform(0.0, 0.3))
         until_then = await decided(config, "beat")
-    assert ran(config, "beat") == expected("beat", "every 1s", began, until_then)
+    wanted = expected("beat", "every 1s", began, until_then)
+    assert ran(config, "beat")[: len(wanted)] == wanted
 
 
 async def test_a_tick_for_a_shard_that_is_away_waits_for_it_and_no_other_does(

@@ -210,6 +210,7 @@ async def test_a_snapshot_from_before_the_slots_changed(cluster_config: ClusterC
     async with AsyncClient(cluster_config) as client, await open_to(cluster_config) as conn:
         await conn.set_isolation_level(level)
         await conn.execute("SELECT 1")
+        await client.delivery.router.load()
         give_away(cluster_config, id)
         with pytest.raises(MapChanged, match="roll back and begin anew"):
             await client.submit(greet, "ann", id=id, connection=conn)

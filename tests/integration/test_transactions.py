@@ -575,11 +575,13 @@ async def test_a_former_transaction_of_the_step_is_ended(bank: ClusterConfig, is
         frozen = asyncio.create_task(transactions.commit(work, debiting(inside.wait)))
         await until(lambda: inside.arrived)
         after = Transactions(hand.shard, bank.pool, 5.0)
-        assert await after.commit(work, debiting()) == Done()
-        inside.open()
+        try:
+            assert await after.commit(work, debiting()) == Done()
+        finally:
+            inside.open()
+            await after.close()
         with pytest.raises(ShardUnavailable):
             await frozen
-        await after.close()
     assert cents(bank) == 999
 
 
