@@ -37,6 +37,9 @@ class Runtime(Protocol):
     def adopt(self, task: Any) -> None:
         """A task that the workflow's code has made."""
 
+    def set_timer(self, timer: Any) -> None:
+        """A timer of the event loop's that the workflow's code has set."""
+
     def value(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Records what `make` gives, or answers what is recorded; no step begins before the record has committed."""
 

@@ -28,6 +28,7 @@ NOUNS = {
     "doctor": "Check the shards, their servers and what runs on them, and say what to do.",
     "lease": "The leases that workers hold.",
     "migrate": "Bring the shards' schemas up to date.",
+    "queue": "What waits in the queues, and pausing them.",
     "rebalance": "Which worker is to serve which shard, and why.",
     "rebalancer": "Run a rebalancer that is not part of a worker.",
     "run": "Run an example program on Postgres servers of its own.",
@@ -35,7 +36,7 @@ NOUNS = {
     "shard": "The shards of the cluster.",
     "slot": "Where a workflow id belongs.",
     "worker": "Run workers, and see which ones run.",
-    "workflow": "Submit workflows and look at them.",
+    "workflow": "Submit workflows, look at them, end them and begin them again.",
 }
 INTERRUPTED = 130
 

@@ -13,10 +13,11 @@ import click
 from ..client.aio import AsyncClient
 from ..core.routing import check_id
 from ..delivery.router import Router
-from ..errors import WorkflowFailed, WorkflowNotFound
-from ..model import ClusterConfig, Counts, Page, StepInfo, WorkflowInfo
+from ..errors import WorkflowCancelled, WorkflowDead, WorkflowFailed, WorkflowNotFound
+from ..model import ClusterConfig, Counts, Page, Status, StepInfo, WorkflowInfo
 from ..storage import submissions
 from ..storage.waiting import Waiting, waiting
+from .control import cancel, fork, restart, resume
 from .filters import asked_for, filter_options
 from .output import FAILED, OK, UNREACHABLE, emit_json, payload, printable, say, table
 from .settings import Group, Settings, json_option, pass_settings
@@ -26,7 +27,11 @@ _COLUMNS = ("id", "workflow", "queue", "status", "shard", "submitted at", "finis
 
 @click.group(cls=Group)
 def workflow() -> None:
-    """Submit workflows and look at them."""
+    """Submit workflows, look at them, end them and begin them again."""
+
+
+for _command in (cancel, resume, restart, fork):
+    workflow.add_command(_command)
 
 
 @workflow.command(name="list")
@@ -144,7 +149,7 @@ def result(settings: Settings, id: str, timeout: float | None, as_json: bool) ->
     except WorkflowFailed as error:
         if as_json:
             told = {"type": error.type, "message": error.message, "traceback": error.traceback}
-            emit_json({"id": id, "status": "failed", "error": told})
+            emit_json({"id": id, "status": _ended_as(error), "error": told})
         say(f"Error: {error}")
         if error.traceback and not as_json:
             say(error.traceback.rstrip())
@@ -176,6 +181,11 @@ def submit(
         emit_json({"id": handle[0], "workflow": name, "shard": handle[1]})
     else:
         click.echo(handle[0])
+
+
+def _ended_as(error: WorkflowFailed) -> str:
+    kinds = {WorkflowCancelled: Status.CANCELLED, WorkflowDead: Status.DEAD}
+    return kinds.get(type(error), Status.FAILED).value
 
 
 def argument(number: int, text: str) -> Any:

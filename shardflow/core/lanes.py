@@ -6,6 +6,7 @@ So a worker claims only what it can run, and what it cannot run costs it no look
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from ..errors import InvalidInput
 from .routing import check_name
@@ -30,6 +31,7 @@ def lane_of(queue: str, version: str | None) -> str:
     return queue if version is None else f"{queue}{SEPARATOR}{version}"
 
 
+@lru_cache(4096)
 def queue_of(lane: str) -> str:
     """The queue that a lane belongs to."""
     return lane.removesuffix(SUSPECT).partition(SEPARATOR)[0]

@@ -176,6 +176,10 @@ def _check_attributes(value: object) -> None:
         size = len(json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:  # which a lone surrogate is too
         raise InvalidInput(f"attributes must be JSON values: {error}") from error
+    try:
+        json.dumps(dict(value), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"attributes must be text that Postgres can store: {error}") from error
     if "\\u0000" in json.dumps(dict(value)):
         raise InvalidInput("attributes must not contain a NUL character, which Postgres cannot store")
     if size > MAX_ATTRIBUTES:

@@ -73,12 +73,20 @@ DELETE FROM {schema}.outbox WHERE entry = ANY(%s) AND lease = %s
 
 -- name: overdue
 -- Writes to the outbox what watchers are to be told that were registered while the end that they watch was under way. No
--- transaction that ends a workflow lasts as long as they are looked at here.
+-- transaction that ends a workflow lasts as long as they are looked at here, see `in_time`.
 SELECT count(*) FROM {schema}.ended(ARRAY(
-    SELECT r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at > now() - interval '60 s'
+    SELECT r.wf FROM {schema}.watcher r WHERE r.late
         AND (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = r.wf) IS NOT NULL
     ORDER BY r.registered_at
 ), 0)
+
+-- name: in_time
+-- Ends the looking at watchers that have been looked at for long enough; however long nobody was there to look.
+UPDATE {schema}.watcher SET late = false WHERE ctid = ANY(ARRAY(
+    SELECT r.ctid FROM {schema}.watcher r WHERE r.late AND r.registered_at < now() - interval '60 s'
+        AND (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = r.wf) IS NULL
+    ORDER BY r.registered_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+))
 
 -- name: adopt
 -- Takes over what the holders of leases that are gone, or clients, have left in the outbox, some of it, and answers it.
@@ -196,9 +204,9 @@ SELECT EXISTS (
     ) found
 ) OR EXISTS (SELECT FROM {schema}.cancel) OR EXISTS (
     SELECT FROM (
-        SELECT r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at > now() - interval '60 s'
-        ORDER BY r.registered_at LIMIT 1000
-    ) late WHERE (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = late.wf) IS NOT NULL
+        SELECT r.wf, r.registered_at FROM {schema}.watcher r WHERE r.late ORDER BY r.registered_at LIMIT 1000
+    ) late WHERE late.registered_at < now() - interval '60 s'
+        OR (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = late.wf) IS NOT NULL
 ) OR EXISTS (
     SELECT FROM (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1) first
     WHERE NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = first.lease)

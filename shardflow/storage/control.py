@@ -48,7 +48,9 @@ async def cancel(
     shard: Shard, conn: Conn, generation: int, ids: Sequence[str], reasons: Sequence[str | None]
 ) -> dict[str, bool]:
     """Cancels workflows; answers for those that are here whether they had not ended yet."""
-    rows = await _admitted(shard, conn, generation, "cancel", (Texts(ids), Texts(reasons)))
+    rows = await _admitted(
+        shard, conn, generation, shard.statements("control")["cancel"], (Texts(ids), Texts(reasons))
+    )
     return {row[0]: row[1] for row in rows}
 
 
@@ -57,7 +59,7 @@ async def resume(
 ) -> dict[str, bool]:
     """Lets workflows that have ended go on from their checkpoints, or from the beginning; answers for those that are
     here whether they do."""
-    rows = await _admitted(shard, conn, generation, "resume", (Texts(ids), afresh))
+    rows = await _admitted(shard, conn, generation, shard.statements("control")["resume"], (Texts(ids), afresh))
     return {row[0]: row[1] for row in rows}
 
 
@@ -100,7 +102,7 @@ async def fork(
         Float8s([s.at for s in steps]),
         *(id, Texts(children)),
     )
-    rows = await _admitted(shard, conn, generation, "fork", parameters)
+    rows = await _admitted(shard, conn, generation, shard.statements("control")["fork"], parameters)
     return rows[0][0] if rows else None
 
 
@@ -120,7 +122,7 @@ async def queues(shard: Shard, conn: Conn) -> list[tuple[str, int, datetime | No
 
 
 async def _admitted(
-    shard: Shard, conn: Conn, generation: int, name: str, parameters: tuple[object, ...]
+    shard: Shard, conn: Conn, generation: int, statement: bytes, parameters: tuple[object, ...]
 ) -> list[tuple[Any, ...]]:
     answer: AsyncCursor[tuple[Any, ...]]
     try:
@@ -128,7 +130,7 @@ async def _admitted(
             async with conn.pipeline():
                 await conn.execute(BEGIN)
                 await conn.execute(shard.statements("submit")["admit"], (generation,))
-                answer = await conn.execute(shard.statements("control")[name], parameters)
+                answer = await conn.execute(statement, parameters)
                 ended = await conn.execute(b"COMMIT")
             if ended.statusmessage != "COMMIT":
                 raise AssertionError(f"COMMIT answered {ended.statusmessage}")

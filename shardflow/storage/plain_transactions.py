@@ -88,8 +88,14 @@ class PlainTransactions:
         self._patience = patience
         self._threads: ThreadPoolExecutor | None = None
         self._pool: ConnectionPool[Lent] | None = None
+        self._under_way: dict[str, tuple[_Watch, asyncio.Future[Done]]] = {}
         self._door = threading.Lock()
         self._closed = False
+
+    def closing(self, wf: int) -> asyncio.Future[Done] | None:
+        """A commit of the workflow that is under way; where there is none, none begins any more."""
+        here = [each for step, each in self._under_way.items() if step.startswith(f"{wf}:")]
+        return next((done for watch, done in here if not done.done() and not watch.give_up()), None)
 
     async def close(self) -> None:
         """Closes the connections; those in use when their functions return."""
@@ -110,6 +116,7 @@ class PlainTransactions:
         watch = _Watch()
         thread = self._threads.submit(copy_context().run, self._run, watch, work, function, timeout)
         done = asyncio.wrap_future(thread)
+        self._under_way[work.step] = watch, done
         try:
             while not (await asyncio.wait([done], timeout=LOOK))[0]:
                 if watch.late() is _Phase.FUNCTION:
@@ -120,29 +127,38 @@ class PlainTransactions:
                 await asyncio.wait([done])
             done.add_done_callback(_ignore)
             raise
+        finally:
+            del self._under_way[work.step]
         return done.result()
 
     def _run(self, watch: _Watch, work: Work, function: Callable[[Any], bytes], timeout: float | None) -> Done:
         conn = self._connection()
+        done: Done | None = None
         try:
-            watch.enter(conn, _Phase.OPENING, self._patience)
-            recorded = self._open(conn, work)
-            if recorded is not None:
-                return Done(recorded=recorded)
-            watch.enter(conn, _Phase.FUNCTION, timeout)
-            conn.lent = True
-            try:
-                output = function(conn)
-                self.talk.status(conn, work)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                return self.talk.failed(conn, work, error)
-            finally:
-                conn.lent = False
-            watch.enter(conn, _Phase.CLOSING, self._patience)
-            return self._close(conn, work, output)
+            done = self._try(conn, watch, work, function, timeout)
+            return done
         finally:
             watch.leave()
-            self._give_back(conn)
+            self._give_back(conn, done)
+
+    def _try(
+        self, conn: Lent, watch: _Watch, work: Work, function: Callable[[Any], bytes], timeout: float | None
+    ) -> Done:
+        watch.enter(conn, _Phase.OPENING, self._patience)
+        recorded = self._open(conn, work)
+        if recorded is not None:
+            return Done(recorded=recorded)
+        watch.enter(conn, _Phase.FUNCTION, timeout)
+        conn.lent = True
+        try:
+            output = function(conn)
+            self.talk.status(conn, work)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            return self.talk.failed(conn, work, error)
+        finally:
+            conn.lent = False
+        watch.enter(conn, _Phase.CLOSING, self._patience)
+        return self._close(conn, work, output)
 
     def _open(self, conn: Lent, work: Work) -> Checkpoint | None:
         talk = self.talk
@@ -214,15 +230,13 @@ class PlainTransactions:
                 self._pool.open()
             return self._pool
 
-    def _give_back(self, conn: Lent) -> None:
+    def _give_back(self, conn: Lent, done: Done | None) -> None:
         try:
-            status = conn.info.transaction_status
-            if status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+            if not self.talk.clean(conn, done):
+                conn.close()
+            elif conn.info.transaction_status != pq.TransactionStatus.IDLE:
                 conn.restore()
                 conn.rollback()
-                conn.execute(b"RESET ALL")
-            elif status != pq.TransactionStatus.IDLE:
-                conn.close()
         except (psycopg.Error, ShardflowError):
             conn.close()
         finally:

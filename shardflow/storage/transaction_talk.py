@@ -153,6 +153,15 @@ class Talk:
                 raise LeaseLost(f"shard {self.shard.name!r}: the workflow of {work.name!r} has ended") from error
         return Done(failure=error)
 
+    def clean(self, conn: Any, done: Done | None) -> bool:
+        """Whether a rollback, at the most, makes the connection what it was."""
+        failed = done is not None and done.failure is not None
+        status = conn.info.transaction_status
+        if status == pq.TransactionStatus.IDLE:
+            return not failed  # the function has ended its transaction, and may have set anything behind that
+        ended = done is not None and isinstance(done.failure, UsageError)
+        return not ended and status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
     def _lost(self, error: psycopg.Error) -> str:
         return f"shard {self.shard.name!r}: the connection of a transaction was lost: {error}"
 

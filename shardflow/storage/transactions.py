@@ -39,7 +39,13 @@ class Transactions:
         self._places = asyncio.Semaphore(config.max_size)
         self._opening = asyncio.Lock()
         self._pool: AsyncConnectionPool[LentAsync] | None = None
+        self._closing: dict[str, asyncio.Future[Done]] = {}
         self._closed = False
+
+    def closing(self, wf: int) -> asyncio.Future[Done] | None:
+        """A commit of the workflow that is under way."""
+        here = [closing for step, closing in self._closing.items() if step.startswith(f"{wf}:")]
+        return next((closing for closing in here if not closing.done()), None)
 
     async def close(self) -> None:
         """Closes the connections; those in use when they are given back."""
@@ -56,10 +62,12 @@ class Transactions:
         """
         async with self._places:
             conn = await self._connection()
+            done: Done | None = None
             try:
-                return await self._try(conn, work, function)
+                done = await self._try(conn, work, function)
+                return done
             finally:
-                await self._give_back(conn)
+                await self._give_back(conn, done)
 
     async def fail(self, work: Work, error: str) -> Done:
         """Records that the step has failed for good. Raises as `commit` does."""
@@ -69,7 +77,7 @@ class Transactions:
                 recorded = await self._open(conn, work)
                 return Done(recorded=recorded) if recorded else await self._close(conn, work, None, error)
             finally:
-                await self._give_back(conn)
+                await self._give_back(conn, None)
 
     async def _try(self, conn: LentAsync, work: Work, function: Callable[[Any], Awaitable[bytes]]) -> Done:
         recorded = await self._open(conn, work)
@@ -84,12 +92,14 @@ class Transactions:
         finally:
             conn.lent = False
         # Not to be interrupted: whoever ends the run may rely on it that nothing is written afterwards.
-        closing = asyncio.ensure_future(self._close(conn, work, output, None))
+        closing = self._closing[work.step] = asyncio.ensure_future(self._close(conn, work, output, None))
         try:
             return await asyncio.shield(closing)
         except asyncio.CancelledError:
             await asyncio.wait([closing])
             raise
+        finally:
+            del self._closing[work.step]
 
     async def _open(self, conn: LentAsync, work: Work) -> Checkpoint | None:
         """Begins; answers the step's checkpoint where there is one."""
@@ -163,17 +173,15 @@ class Transactions:
                 await self._pool.open()
             return self._pool
 
-    async def _give_back(self, conn: LentAsync) -> None:
+    async def _give_back(self, conn: LentAsync, done: Done | None) -> None:
         """Leaves nothing of the transaction; a connection about which that is not certain is closed."""
         try:
-            status = conn.info.transaction_status
-            if status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+            if not self.talk.clean(conn, done):
+                await conn.close()
+            elif conn.info.transaction_status != pq.TransactionStatus.IDLE:
                 conn.restore()
                 async with self.shard.deadline(conn, self._patience, "a rollback"):
                     await conn.rollback()
-                    await conn.execute(b"RESET ALL")
-            elif status != pq.TransactionStatus.IDLE:
-                await conn.close()
         except (psycopg.Error, ShardflowError):
             await conn.close()
         finally:

@@ -109,8 +109,9 @@ class Turn:
     `tried` are steps whose failed tries are to be forgotten, `received` messages to take, both as (workflow, number);
     `relayed`, entries of the outbox that were delivered; `wake`, how many due workflows may be woken; `mail`,
     workflows and the last message that each has seen, to be told of newer ones; `begun`, receipts of which all has
-    begun, and how many seconds ago; `adopt`, whether to take over what nobody delivers;
-    `outbox`, the entry behind which the lease's own outbox is to be read; `bell`, whether to hang or take it.
+    begun, and how many seconds ago; `frees`, whether others may claim under a limit what this turn gives up; `adopt`,
+    whether to take over what nobody delivers; `outbox`, the entry behind which the lease's own outbox is to be read;
+    `bell`, whether to hang or take it.
     `severed` are workflows whose ends cancel their children, `orphans` children whose start is not recorded; `anew`,
     workflows that begin anew with a checkpoint of this turn; `suspects`, a claim from the lanes of those; `heed`,
     whether to ask for what is to be cancelled.
@@ -133,6 +134,7 @@ class Turn:
     wake: int = 0
     mail: Sequence[tuple[int, int]] = ()
     begun: Sequence[tuple[int, float]] = ()
+    frees: bool = False
     adopt: bool = False
     outbox: int | None = None
     suspects: ClaimWanted | None = None
@@ -144,7 +146,8 @@ class Turn:
 class Answer:
     """What a turn answers: what was claimed; what is to be delivered from now on; a page of the outbox; messages;
     workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, and the
-    seconds until the next one is due; how it stands with the limits of what was claimed from; which queues have limits, where that was asked."""
+    seconds until the next one is due; how it stands with the limits of what was claimed
+    from; which queues have limits, where that was asked."""
 
     claimed: Sequence[Claimed] = ()
     told: Sequence[Told] = ()
@@ -257,10 +260,13 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
                 else:
                     parameters = (Texts(s.queues), *marks, s.most, s.most, fence.lease, s.batch)
                     suspects = await execute(sql["claim"], parameters, binary=True)
+        if turn.frees and not turn.claim:
+            await execute(shard.statements("submit")["ring"])
         if turn.claim or turn.heed:
             cancelled = await execute(sql["cancelled"])
         if turn.adopt:
             await execute(sql["overdue"])
+            await execute(sql["in_time"])
             await execute(sql["sweep"])
             await execute(shard.statements("limits")["settle"])
             limited = await execute(shard.statements("limits")["limited"])

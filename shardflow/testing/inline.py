@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar, cast, overload
 
 from ..app import App, Call, Step, Workflow
 from ..children import call_of
+from ..client.aio import OPTION_NAMES
 from ..core.codec import DEFAULT
 from ..core.codecs import Codecs
 from ..core.failure import from_json, to_json
@@ -32,6 +33,7 @@ from ..model import Status, StepInfo
 from ..storage.leases import Checkpoint
 from ..worker.tasks import number_tasks
 from .record import Record
+from .replay import verify
 from .world import Stuck, World
 
 T = TypeVar("T")
@@ -129,11 +131,13 @@ class Inline:
     ) -> InlineHandle[Any]:
         """Starts a workflow, which runs while the test waits for anything; time does not go on by itself.
 
-        Arguments: `workflow`, its definition, its name, or a call with options, as
-        `checkout.call(order).set(id="order-1")`; its own arguments. Without an id it gets the name and a number:
-        "checkout-1".
+        Arguments: `workflow`, its definition, its name, or a call, as `checkout.call(order)`; its own arguments; and
+        options, as of `client.submit`. Without an id it gets the name and a number: "checkout-1". Queues, priorities
+        and limits mean nothing here. Raises UsageError for a `dedup_key`.
         """
-        return InlineHandle(self, self._world.submit(call_of(workflow, args, kwargs)).id)
+        options = {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()}
+        call = call_of(workflow, args, kwargs)
+        return InlineHandle(self, self._world.submit(call.set(**options) if options else call).id)
 
     async def restore(
         self, steps: Iterable[StepInfo], workflow: Workflow[..., Any] | Call[Any] | str, /, *args: Any, **kwargs: Any
@@ -178,7 +182,7 @@ class Inline:
             async with self._turn:
                 for each in [r for r in self._world.records.values() if r.status.final and not r.checked]:
                     if not isinstance(each.failure, NonDeterminism):
-                        await self._world.verify(each)
+                        await verify(self._world, each)
         return _outcome(record)
 
     async def cancel(self, id: str, reason: str = "") -> None:
@@ -198,7 +202,7 @@ class Inline:
         record = self._world.find(id)
         async with self._turn:
             if record.status.final:
-                await self._world.verify(record)
+                await verify(self._world, record)
                 return
             if record.run is not None:
                 self._world.suspend(record)

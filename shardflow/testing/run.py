@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..app import Step, Transaction, Workflow
 from ..errors import NonDeterminism, UsageError
 from ..model import Status
+from ..worker.operations import beginning
 from ..worker.run import Run, Sink
 from ..worker.steps import Detached
 from .record import Record
@@ -34,17 +35,20 @@ class InlineRun(Run):
         self.verifies = verifies
         self.stray = ""
         self.ended: tuple[Status, bytes | None, str | None] | None = None
+        checkpoints = dict(record.checkpoints)
+        generation, input = beginning(record.input, checkpoints)
         super().__init__(
             cast(Sink, world),  # but for what a database is needed for
             record.wf,
             record.id,
             workflow,
-            record.input,
+            input,
             0,
-            dict(record.checkpoints),
+            checkpoints,
             record.queue,
             dict(record.tries),
             dict(record.options),
+            generation,
         )
 
     def close(self) -> None:
@@ -86,13 +90,13 @@ class InlineRun(Run):
         self.stray = self.stray or name
 
     def _stand_in(self, step: Step[..., Any]) -> Step[..., Any]:
-        fake = self._never(step.name) if self.verifies else self.world.fakes.get(step)
-        if fake is not None:
-            other: Step[..., Any] = stand_in(step, fake)
-            return other
-        if isinstance(step, Transaction):
+        fake = self.world.fakes.get(step)
+        if fake is None and isinstance(step, Transaction):
             raise UsageError(f"transaction {step.name!r} needs a database: give another function, env.fake(...)")
-        return step
+        if self.verifies:
+            fake = self._never(step.name)
+        other: Step[..., Any] = step if fake is None else stand_in(step, fake)
+        return other
 
     def _never(self, name: str) -> Callable[..., Any]:
         async def never(*args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
@@ -21,7 +20,6 @@ from ..core.topics import CHILD
 from ..delivery.submission import untyped
 from ..errors import (
     DependencyFailed,
-    NonDeterminism,
     ShardflowError,
     UsageError,
     WorkflowConflict,
@@ -105,6 +103,9 @@ class World:
         else:
             record = run.record
             assert seq not in record.checkpoints, f"{record.id}: step {seq} is recorded already"
+            if extra is not None and extra.anew:
+                record.checkpoints.clear()
+                record.tries.clear()
             record.checkpoints[seq] = Checkpoint(seq, name, output, error, attempts, self.now)
             record.tries.pop(seq, None)
             if extra is not None and extra.received is not None:
@@ -126,6 +127,14 @@ class World:
         else:
             run.record.run = None
             self._end(run.record, status, output, error)
+        self.moved.set()
+
+    def begin_anew(self, run: Run, input: bytes) -> None:
+        assert isinstance(run, InlineRun)
+        run.closed, record = True, run.record
+        for task in run.tasks or ():
+            task.cancel()
+        self.resume(record)
         self.moved.set()
 
     def waiting(self, run: Run) -> None:
@@ -342,49 +351,7 @@ class World:
                     async with asyncio.timeout(LOOK):
                         await self.moved.wait()
 
-    async def verify(self, record: Record) -> None:
-        """Replays a workflow that has ended. Raises NonDeterminism where not the same comes out."""
-        record.checked = True
-        run = self.resume(record, verify=True)
-        await self.still(lambda: run.ended is not None, run)
-        self.discard(run)
-        await self.left()
-        if run.ended is not None and _same(run.ended, record):
-            return  # a step that is new then was called by a task that the workflow had left behind
-        if run.broken is not None and not run.stray:
-            raise run.broken
-        if run.stray:
-            what = f"calls {run.stray!r}, which it had not called"
-        elif run.ended is None:
-            what = "waits for something that it had not waited for"
-        else:
-            what = (
-                f"ends with {_said(*run.ended)}, and ended with {_said(record.status, record.output, record.error)}"
-            )
-        raise NonDeterminism(
-            f"workflow {record.id!r}: replayed over its records it {what}: its code depends on something that is not"
-            " recorded",
-            workflow_id=record.id,
-        )
-
 
 def _done(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _same(ended: tuple[Status, bytes | None, str | None], record: Record) -> bool:
-    status, output, error = ended
-    if status is not record.status or output != record.output:
-        return False
-    return error is None or record.error is None or from_json(error).type == from_json(record.error).type
-
-
-def _said(status: Status, output: bytes | None, error: str | None) -> str:
-    if error is not None:
-        info = from_json(error)
-        return f"{info.type}: {info.message}"
-    try:
-        return json.dumps(json.loads(output or b"null"))[:200]
-    except ValueError:
-        return f"{len(output or b'')} bytes"

@@ -17,7 +17,7 @@ import shardflow.storage.turn as turns
 from ..delivery import Delivery
 from ..model import Status
 from ..storage.shard import Conn, Shard
-from ..storage.turn import Answer, Claimed, ClaimWanted, Fence, OutcomeRow, Refused, Turn, WaitRow
+from ..storage.turn import Answer, Claimed, ClaimWanted, Fence, Refused, Turn, WaitRow
 from .claims import BUSY, IDLE_LOOK, Claims
 from .control import Control
 from .gather import Extra, Gathered, Pending
@@ -90,9 +90,9 @@ class CommitLoop:
         self.fence: Fence | None = None
         self.transactions = transactions
         self._lanes = list(lanes)
-        self.control = Control(self, lanes)
         self._place = place
         self._pending = Pending()
+        self.control = Control(self, self._pending.open, lanes)
         self._awake = asyncio.Event()
         self._begin = begin
         self._woke_at = 0.0
@@ -180,19 +180,6 @@ class CommitLoop:
         self._pending.open().add_wait((wf, delay, attempt, reason, 0, None, None))
         self._awake.set()
 
-    def end_unbegun(self, row: OutcomeRow, *, severed: bool) -> None:
-        """Ends a claimed workflow that did not begin; with `severed` its children too."""
-        self._pending.open().add_unbegun(row, severed)
-        self._awake.set()
-
-    def end_severed(self, run: Run, status: Status, error: str, starting: Sequence[str]) -> None:
-        """Ends a run with its children, among them those that are just being started."""
-        gathered = self._pending.open()
-        gathered.add_outcome(run, (run.wf, status.value, None, error))
-        gathered.severed[run.wf] = starting
-        run.closed = True
-        self._awake.set()
-
     def begin_anew(self, run: Run, input: bytes) -> None:
         """See `run.Sink`."""
         self._forget(run)
@@ -275,20 +262,24 @@ class CommitLoop:
             ending = len(gathered.ended)
             turn.dropped, turn.kept = self.receipts.settle(row[0] for row in gathered.waits)
         turn.begun = self.limits.begun
+        turn.frees = self.claims.limited and gathered is not None and bool(gathered.outcomes or gathered.waits)
+        if turn.frees:
+            self.claims.look()  # what ends gives its place under a limit to the next one
         if not self.leaving:
             now = self.loop.time()
-            if self.claims.limited and gathered is not None and (gathered.ended or gathered.waits):
-                self.claims.look()  # what ends gives its place under a limit to the next one
             turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
             if turn.claim is not None:
                 turn.bell = self.claims.bell()
+            if turn.claim is not None or self._place.allowance(ending) <= 0:
+                # With all places taken as well: what lies in the outbox must not wait until one of them is free.
                 if self._overdue or now - self._woke_at >= WAKE_EVERY:
                     turn.wake, turn.adopt = WAKE, True
                     self._overdue, self._woke_at = False, now
                 turn.outbox = self.relay.wanted
         self.control.ask(turn, self.loop.time())
         turn.mail = self.idle.asked()
-        return turn if gathered is not None or turn.claim is not None or turn.mail or turn.begun else None
+        asks = turn.claim is not None or turn.mail or turn.begun or turn.adopt or turn.outbox is not None
+        return turn if gathered is not None or asks else None
 
     async def _commit(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> None:
         self.doubt = Doubt(gathered, turn)
@@ -388,7 +379,8 @@ class CommitLoop:
             self._place.freed()
 
     def _forget(self, run: Run, *, close: bool = True) -> None:
-        self.idle.forget(run)
+        if run.waits is not None or run.box is not None:
+            self.idle.forget(run)
         self.control.forget(run)
         if self.runs.pop(run.wf, None) is not None:
             if run.blocking and run.thread is not None and not run.thread.done():
@@ -399,7 +391,7 @@ class CommitLoop:
         run.closed = True
         if close:
             run.close()
-        else:
+        elif run.tasks:
             run.end_tasks()
 
     def _vacate(self) -> None:

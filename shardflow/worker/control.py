@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..app import Workflow
@@ -21,6 +21,7 @@ from ..storage.turn import Answer, Claimed, ClaimWanted, Turn, WaitRow
 
 if TYPE_CHECKING:
     from .commit import CommitLoop
+    from .gather import Gathered
     from .run import Run
 
 log = logging.getLogger("shardflow.worker")
@@ -38,11 +39,13 @@ ROUNDING = 0.001
 class Control:
     """The ends from outside of one shard's runs.
 
-    Arguments: `commit`, their commit loop; `lanes` that it serves.
+    Arguments: `commit`, their commit loop; `open`, which gives the writes that are being gathered; `lanes` that it
+    serves.
     """
 
-    def __init__(self, commit: CommitLoop, lanes: Sequence[str]) -> None:
+    def __init__(self, commit: CommitLoop, open: Callable[[], Gathered], lanes: Sequence[str]) -> None:
         self._commit = commit
+        self._open = open
         self._loop = commit.loop
         self._lanes = [lane + SUSPECT for lane in lanes]
         self._look_at = 0.0
@@ -93,14 +96,14 @@ class Control:
         """A run has begun here."""
         if run.attempt > SUSPICIOUS:
             self._suspects.add(run)
-        deadline = deadline_of(run.options)
-        if deadline is not None:
+        if run.options is not None and (deadline := deadline_of(run.options)) is not None:
             left = deadline - self._commit.server_time()
             self._timers[run] = self._loop.call_later(max(0.0, left), self._overdue, run)
 
     def forget(self, run: Run) -> None:
         """The run is gone from here."""
-        self._suspects.discard(run)
+        if self._suspects:
+            self._suspects.discard(run)
         if self._timers and (timer := self._timers.pop(run, None)) is not None:
             timer.cancel()
 
@@ -113,6 +116,10 @@ class Control:
         return (row[0], left if row[1] is None else min(left, row[1]), *row[2:])
 
     # -- ends
+
+    def concerned(self, row: Claimed) -> bool:
+        """Whether there may be anything here about it; for most workflows there is not."""
+        return row.options is not None or row.attempt > SUSPICIOUS or row.wf in self._asked
 
     def refuses(self, row: Claimed, workflow: Workflow[..., Any] | None) -> bool:
         """Whether a workflow that was claimed is not to begin; then it is seen to."""
@@ -138,17 +145,23 @@ class Control:
         return False
 
     def _end(self, row: Claimed, status: Status, error: str, *, severed: bool = False) -> None:
-        self._commit.end_unbegun((row.wf, status.value, None, error), severed=severed)
+        self._open().add_unbegun((row.wf, status.value, None, error), severed)
+        self._commit.nudge()
 
     def end(self, run: Run, status: Status, error: str) -> None:
         """Ends a run that is under way, and its children."""
         if run.closed:
             return
+        if (commit := self._commit.transactions.closing(run.wf)) is not None:  # which comes first
+            commit.add_done_callback(lambda _: self.end(run, status, error))
+            return
         starting = [id for children in run.starting or () for id in children.ids]
-        self._commit.end_severed(run, status, error, starting)
+        gathered = self._open()
+        gathered.add_outcome(run, (run.wf, status.value, None, error))
+        gathered.severed[run.wf] = starting
+        run.closed = True
         run.close()
-        for task in list(run.tasks or ()):
-            task.cancel()
+        self._commit.nudge()
 
     def _overdue(self, run: Run) -> None:
         deadline = deadline_of(run.options)

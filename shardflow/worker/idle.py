@@ -5,7 +5,9 @@ nothing else goes on, so that whoever waits long costs no memory.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
+from contextvars import Context
 
 from ..core.topics import SEPARATOR
 from ..storage.turn import MAIL, Message, WaitRow
@@ -17,7 +19,7 @@ from .run import Run
 LINGER = 0.02
 #: A run whose time comes within so many seconds is not suspended.
 SHORT = 1.0
-#: Seconds between looks into the mail of a run that cannot be suspended because a step goes on in it.
+#: Seconds between looks into the mail of a run that stays in memory: a step goes on in it, or a time comes soon.
 MAIL_EVERY = 0.25
 #: Turns of the event loop in which nothing moves before a run with several tasks counts as quiet, at the most.
 MOST_TURNS = 50
@@ -70,6 +72,7 @@ class Idle:
         box = run.box = run.box or Mailbox()
         if not box.asked:
             box.asked = True
+            box.looked = self._loop.time()
             self._asking[run.wf] = run
             self._wake()
 
@@ -113,7 +116,7 @@ class Idle:
                 return
             self._timer.cancel()
         self._timer_at = when
-        self._timer = self._loop.call_at(when, self._look)
+        self._timer = self._loop.call_at(when, self._look, context=Context())  # it is no run's own
 
     def _look(self) -> None:
         self._timer = None
@@ -123,6 +126,8 @@ class Idle:
                 self._runs.pop(run, None)
                 continue
             due = self._ring(run, now)
+            if self._next_mail(run) <= now:
+                self.ask_mail(run)
             if until > now:
                 continue
             if due is not None and due - now <= SHORT:
@@ -131,7 +136,6 @@ class Idle:
                 self._runs[run] = now + LINGER
             elif not is_quiet(run):
                 self._runs[run] = now + MAIL_EVERY
-                self._poll(run)
             elif alone(run):
                 self._take_out(run)
             else:
@@ -145,7 +149,7 @@ class Idle:
     @staticmethod
     def _next(run: Run, until: float) -> float:
         dues = [w.due for w in run.waits or () if w.due is not None and not w.ready.done()]
-        return min([until, *dues])
+        return min([until, *dues, Idle._next_mail(run)])
 
     def _ring(self, run: Run, now: float) -> float | None:
         """Wakes the waits whose time has come; answers the next one's."""
@@ -167,11 +171,14 @@ class Idle:
             run.box is None or run.box.asked or not run.box.loaded
         )
 
-    def _poll(self, run: Run) -> None:
-        """A step goes on in one of its branches, perhaps for hours: what another one waits for is asked for
-        meanwhile."""
-        if any(w.topics or w.ids for w in run.waits or ()):
-            self.ask_mail(run)
+    @staticmethod
+    def _next_mail(run: Run) -> float:
+        """When the shard is to be asked again for what one of its branches waits for, as long as the run stays in
+        memory: another branch may sleep in short turns, or be at a step for hours."""
+        box = run.box
+        if box is None or box.asked or not any(w.topics or w.ids for w in run.waits or ()):
+            return math.inf
+        return box.looked + MAIL_EVERY
 
     def _still_quiet(self, run: Run, turns: int) -> None:
         """Callbacks between the workflow's tasks may be under way: only when nothing has moved for some turns of the

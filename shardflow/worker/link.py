@@ -293,7 +293,9 @@ class Link:
         if (doubt := commit.doubt) is not None:
             done = resumed.done
             if done is None:
-                done = not any(row[0] in by_wf for row in doubt.turn.waits)
+                # One that it suspended may have been ready, and claimed, in the same turn; and then it is all sent again.
+                waits = doubt.turn.waits
+                done = bool(waits) and not all(row[0] in by_wf for row in waits)
             commit.doubt = None
             if done:
                 commit.settle(doubt.gathered)

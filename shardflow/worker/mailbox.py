@@ -15,14 +15,15 @@ from ..storage.turn import Message
 
 class Mailbox:
     """`seen` is the last message that was read; `asked` says that the shard is being asked for more; `loaded`, that
-    it has answered once."""
+    it has answered once; `looked` is when it was asked last, by the event loop's clock."""
 
-    __slots__ = ("_ends", "_topics", "asked", "loaded", "seen")
+    __slots__ = ("_ends", "_topics", "asked", "loaded", "looked", "seen")
 
     def __init__(self) -> None:
         self.seen = 0
         self.asked = False
         self.loaded = False
+        self.looked = 0.0
         self._topics: dict[str, deque[Message]] = {}
         self._ends: dict[str, Message] = {}
 

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..app import Call
 from ..context import current
-from ..core.branches import passed
+from ..core.branches import CALL_BITS, passed
 from ..core.childids import Children
 from ..core.failure import describe, from_json, to_json
 from ..core.topics import check_topic
 from ..errors import (
+    InvalidInput,
+    InvalidWorkflowId,
     NonDeterminism,
+    SerializationError,
     ShardflowError,
     UsageError,
     WorkflowCancelled,
@@ -39,7 +42,10 @@ if TYPE_CHECKING:
 CONTINUED = "shardflow.continue"
 
 #: Errors of operations that a replay raises again as what they were.
-_KNOWN = {kind.__name__: kind for kind in (WorkflowNotFound, WorkflowConflict)}
+_KNOWN: dict[str, type[ShardflowError]] = {
+    kind.__name__: kind
+    for kind in (WorkflowNotFound, WorkflowConflict, SerializationError, InvalidWorkflowId, InvalidInput)
+}
 
 
 class Anew(BaseException):
@@ -153,6 +159,7 @@ class Operations:
             due = self.sink.time() + timed.at + (timeout or 0.0) - self.sink.server_time()
         elif timeout is not None and timeout <= 0:
             due = -math.inf
+        over = False
         while True:
             message = self.box.take(topic) if self.box else None
             if message is not None:
@@ -162,9 +169,10 @@ class Operations:
             if due is None and timeout is not None:
                 await self.write(timer, "shardflow.timer", json.dumps({"seconds": timeout}).encode())
                 due = self.sink.time() + timeout
-            elif due is not None and self.sink.time() >= due and self.box is not None and self.box.loaded:
+            elif over:
                 await self.write(seq, f"shardflow.receive.{topic}", None)
                 return None
+            over = due is not None and self.sink.time() >= due  # then one more look, at what has arrived until now
             await self.wait(due, (topic,))
 
     def send(  # type: ignore[misc]
@@ -235,8 +243,9 @@ class Operations:
 
     async def ends(self: Run, ids: Sequence[str]) -> list[tuple[bytes | None, BaseException | None]]:  # type: ignore[misc]
         """See `context.Runtime`. Not recorded: a child ends once, and its end stays here as a message."""
-        while self.box is None or not self.box.loaded or self.box.missing(ids):
-            await self.wait(None, (), ids)
+        each = list(dict.fromkeys(ids))  # a child's end arrives once, however often it is asked for
+        while self.box is None or not self.box.loaded or self.box.missing(each):
+            await self.wait(None, (), each)
         found: list[tuple[bytes | None, BaseException | None]] = []
         for id in ids:
             message = self.box.end(id)
@@ -263,8 +272,11 @@ class Operations:
 
     def check_complete(self: Run) -> None:  # type: ignore[misc]
         """Raises NonDeterminism where something is recorded that the code, which has ended, did not do."""
-        if self.checkpoints:
-            seq, left = min(self.checkpoints.items())
+        left_over = self.checkpoints
+        if left_over and self.tasks:  # a task that was left behind did what is recorded of it at its own pace
+            left_over = {seq: each for seq, each in left_over.items() if not seq >> CALL_BITS}
+        if left_over:
+            seq, left = min(left_over.items())
             self.broken = self.broken or NonDeterminism(
                 f"workflow {self.id!r} ended before step {seq} ({left.name!r}), which is recorded: its code has"
                 " changed or depends on something that is not recorded",

@@ -29,6 +29,8 @@ def is_quiet(run: Run) -> bool:
         return False
     if any(wait.ready.done() for wait in run.waits):
         return False
+    if run.timers and any(not timer.cancelled() and timer.when() > run.sink.loop.time() for timer in run.timers):
+        return False  # a limit around something durable: only this process can keep it
     if run.blocking:
         return True
     durable = {wait.ready for wait in run.waits}

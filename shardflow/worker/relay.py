@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from ..core.failure import to_json
@@ -24,8 +25,10 @@ from ..storage.turn import PAGE, Told
 
 log = logging.getLogger("shardflow.worker")
 
-#: Entries under way at the most; what is beyond stays in the outbox until there is room.
+#: Entries under way to one shard at the most; what is beyond stays in the outbox until there is room. Each has room of
+#: its own, so that a shard which is away for hours holds up none of the others. A large entry counts for several.
 MOST = 10_000
+LARGE = 8 << 10
 #: Seconds for which a workflow that is to be watched may be missing: it may just be submitted.
 PATIENCE = 60.0
 #: Seconds after which what could not be delivered is tried again.
@@ -46,27 +49,35 @@ class Relay:
         self._missing: dict[int, float] = {}
         self._arrived: list[int] = []
         self._behind: int | None = None
+        self._thorough = False
+        self._load: Counter[str] = Counter()
+        self._full: set[str] = set()
+        self._filling: set[str] = set()
 
     def tell(self, told: Iterable[Told]) -> None:
         """Entries that have been written or taken over and are to be delivered now."""
         for entry in told:
-            if len(self._under_way) >= MOST:
-                self.behind()
-                return
             if entry.entry not in self._under_way:
-                self._post(entry)
+                shard = self._shard_of(entry.target)
+                if self._load[shard] >= MOST:
+                    self._full.add(shard)
+                else:
+                    self._post(entry, shard)
 
     @property
     def wanted(self) -> int | None:
-        """The entry behind which the outbox is to be read; None where all is known, or there is too much under
-        way."""
-        return self._behind if len(self._under_way) < MOST // 2 else None
+        """The entry behind which the outbox is to be read; None where all is known that there is room for."""
+        return self._behind
 
     def page(self, after: int, rows: Sequence[Told]) -> None:
         """What was read there."""
-        if self._behind == after:
-            self._behind = rows[-1].entry if len(rows) >= PAGE else None
         self.tell(rows)
+        if self._behind == after:
+            full = not self._thorough and self._filling <= self._full
+            self._behind = rows[-1].entry if len(rows) >= PAGE and not full else None
+            if self._behind is None:
+                self._thorough = False
+                self._filling.clear()
 
     def forget(self) -> None:
         """The lease is not held any more: somebody else delivers what is left."""
@@ -75,24 +86,36 @@ class Relay:
         self._under_way.clear()
         self._arrived.clear()
         self._missing.clear()
+        self._load.clear()
+        self._full.clear()
 
     def behind(self) -> None:
         """There may be entries that this process does not know."""
-        self._behind = 0
+        self._behind, self._thorough = 0, True
 
-    def _post(self, entry: Told) -> None:
+    def _shard_of(self, target: str) -> str:
+        known = self._delivery.router.known
+        return "" if known is None else known.shard_of(target)
+
+    def _post(self, entry: Told, shard: str) -> None:
         letter = Letter(entry.target, entry.topic, entry.key, entry.value, entry.error)
         if entry.topic == SUBMIT:
             future = self._delivery.relay(entry.value or b"")
         else:
             future = self._delivery.courier.post(letter)
         self._under_way[entry.entry] = future
-        future.add_done_callback(lambda done: self._done(entry, done))
+        self._load[shard] += _size(entry)
+        future.add_done_callback(lambda done: self._done(entry, shard, done))
 
-    def _done(self, entry: Told, done: asyncio.Future[None]) -> None:
+    def _done(self, entry: Told, shard: str, done: asyncio.Future[None]) -> None:
         if self._under_way.get(entry.entry) is not done:
             return
         del self._under_way[entry.entry]
+        self._load[shard] -= _size(entry)
+        if shard in self._full and self._load[shard] < MOST / 2:
+            self._full.discard(shard)
+            self._filling.add(shard)
+            self._behind = 0
         if done.cancelled():
             return
         error = done.exception()
@@ -140,3 +163,7 @@ class Relay:
         arrived, self._arrived = self._arrived, []
         if arrived:
             self._relayed(arrived)
+
+
+def _size(entry: Told) -> int:
+    return 1 + len(entry.value or b"") // LARGE

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from ..app import Step, Workflow
 from ..context import current
@@ -125,6 +126,7 @@ class Run(Operations):
         "task",
         "tasks",
         "thread",
+        "timers",
         "tries",
         "unsettled",
         "waits",
@@ -165,6 +167,7 @@ class Run(Operations):
         self.broken: NonDeterminism | None = None
         self.task: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[Any]] | None = None
+        self.timers: WeakSet[asyncio.TimerHandle] | None = None
         self.operation: asyncio.Task[Any] | None = None
         self.unsettled: asyncio.Future[None] | None = None
         self.busy = 0
@@ -193,7 +196,8 @@ class Run(Operations):
             self.operation.cancel()
         if self.task is not None:
             self.task.cancel()
-        self.end_tasks()
+        if self.tasks:
+            self.end_tasks()
 
     def end_tasks(self) -> None:
         """Cancels the tasks that the workflow's code has left behind: what they wait for never comes."""
@@ -212,6 +216,12 @@ class Run(Operations):
             self.tasks = set()
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def set_timer(self, timer: asyncio.TimerHandle) -> None:
+        """A timer of the event loop's that the workflow's code has set."""
+        if self.timers is None:
+            self.timers = WeakSet()
+        self.timers.add(timer)
 
     async def _main(self) -> None:
         codec = self.workflow.codec
@@ -319,14 +329,18 @@ class Run(Operations):
 
     async def wait(self, due: float | None, topics: tuple[str, ...] = (), ids: Sequence[str] = ()) -> None:
         """Waits durably: until a time of the sink's clock, a message on one of the topics, or the ends of all these
-        children. The run may be suspended meanwhile; then this never returns. May return early: look again."""
+        children. The run may be suspended meanwhile; then this never returns. May return early: look again. Where the
+        time has passed already it returns when the shard has said what has arrived until now."""
+        if self.closed:  # whoever has swallowed its cancellation takes nothing from the run that goes on elsewhere
+            await asyncio.sleep(1.0)
+            raise asyncio.CancelledError
         wait = Wait(self.sink.loop.create_future(), due, topics, ids)
         if self.waits is None:
             self.waits = set()
         self.waits.add(wait)
         if topics or ids:
             self.box = self.box or Mailbox()
-            if not self.box.loaded:
+            if not self.box.loaded or (due is not None and due <= self.sink.time()):
                 self.sink.ask_mail(self)
         self.sink.waiting(self)
         try:

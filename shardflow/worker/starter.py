@@ -58,7 +58,7 @@ class Starter:
     def _start(self, row: Claimed, recorded: Recorded | None = None) -> None:
         version = row.options.get("version") if row.options else None
         workflow = self._app.runner(row.name, version)
-        if self.commit.control.refuses(row, workflow):
+        if self.commit.control.concerned(row) and self.commit.control.refuses(row, workflow):
             return
         if workflow is None:
             extra = {"workflow": row.id, "workflow_name": row.name, "app": self._app.name, "shard": self._shard.name}
@@ -74,9 +74,10 @@ class Starter:
                 f"no worker had code for workflow {row.name!r}{of_version(version)}",
             )
             return
-        checkpoints, tries = (None, None) if recorded is None else recorded
-        queue = queue_of(row.queue)
-        generation, input = beginning(row.input, checkpoints)
+        checkpoints, tries, generation, input = None, None, 0, row.input
+        if recorded is not None:
+            checkpoints, tries = recorded
+            generation, input = beginning(row.input, checkpoints)
         self.commit.start(
             Run(
                 self.commit,
@@ -86,7 +87,7 @@ class Starter:
                 input,
                 row.attempt,
                 checkpoints,
-                queue,
+                queue_of(row.queue),
                 tries,
                 row.options,
                 generation,

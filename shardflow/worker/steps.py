@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..app import Step
 from ..context import current
 from ..core.failure import describe, from_json, to_json
+from ..core.options import MAX_SECONDS
 from ..errors import SerializationError, StepFailed, StepTimeout
 from ..storage.leases import Checkpoint, Tries
 from .gather import Extra
@@ -124,7 +125,7 @@ def run_step_blocking(
         if not again(step, attempts, failure):
             run.checkpoint_blocking(seq, step.name, attempts, None, to_json(info))
             raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
-        delay = step.retry.delay(attempts, random.random())
+        delay = min(step.retry.delay(attempts, random.random()), MAX_SECONDS)
         run.tries = run.tries or {}
         run.tries[seq] = Tries(attempts, 0.0)
         run.post(partial(sink.tried, run, seq, step.name, attempts, to_json(info), delay))
@@ -133,7 +134,7 @@ def run_step_blocking(
 
 def failed(run: Run, step: Step[..., Any], seq: int, attempts: int, error: str) -> float:
     """Records a failed try; answers the seconds until the next one."""
-    delay = step.retry.delay(attempts, random.random())
+    delay = min(step.retry.delay(attempts, random.random()), MAX_SECONDS)
     run.tries = run.tries or {}
     run.tries[seq] = Tries(attempts, 0.0)
     run.sink.tried(run, seq, step.name, attempts, error, delay)

@@ -7,7 +7,7 @@ their first steps, which their pace decides. What a step makes inside is no part
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
@@ -50,8 +50,23 @@ class _Factory:
 
 
 def number_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """From now on the loop's tasks are numbered; once is enough."""
+    """From now on the loop's tasks are numbered, and its timers known to the runs that set them; once is enough."""
     former = loop.get_task_factory()
     if not isinstance(former, _Factory):
         factory: Any = _Factory(former)
         loop.set_task_factory(factory)
+        # There is no factory for timers, so the loop's own methods are put behind ones that tell the run.
+        for name in ("call_at", "call_later"):
+            setattr(loop, name, _telling(getattr(loop, name)))
+
+
+def _telling(set_timer: Callable[..., asyncio.TimerHandle]) -> Callable[..., asyncio.TimerHandle]:
+    def telling(when: float, callback: Callable[..., object], *args: Any, **more: Any) -> asyncio.TimerHandle:
+        timer = set_timer(when, callback, *args, **more)
+        context: Context | None = more.get("context")
+        run = current.get() if context is None else context.get(current)
+        if run is not None:
+            run.set_timer(timer)
+        return timer
+
+    return telling

@@ -47,6 +47,10 @@ class Kinds:
         self.aio = Transactions(shard, config, patience)
         self.plain = PlainTransactions(shard, config, patience)
 
+    def closing(self, wf: int) -> asyncio.Future[Done] | None:
+        """A commit of the workflow that is under way, and comes before the workflow's end; see `worker.control`."""
+        return self.aio.closing(wf) or self.plain.closing(wf)
+
     async def close(self) -> None:
         """Closes the connections."""
         await asyncio.gather(self.aio.close(), self.plain.close())
@@ -141,6 +145,8 @@ async def _attempt(
                     raise StepTimeout(step.name, step.timeout) from error
                 raise
         output, value = step.codec.roundtrip_result(value)
+        if run.closed:  # whatever the function made of its cancellation
+            raise asyncio.CancelledError
         return output
 
     def call_plain(conn: Any) -> bytes:

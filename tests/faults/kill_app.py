@@ -29,7 +29,6 @@ from shardflow.storage.turn import Answer, Turn
 from shardflow.worker import steps
 from shardflow.worker.commit import CommitLoop
 from shardflow.worker.operations import Operations
-from shardflow.worker.relay import Relay
 
 app = shardflow.App("kills")
 #: Where the effects of steps are written, and the mark of the kill.
@@ -86,6 +85,11 @@ async def naps(seconds: float) -> None:
     await effect("before")
     await shardflow.sleep(seconds)
     await effect("after")
+
+
+@app.workflow
+async def waits(seconds: float) -> object:
+    return await shardflow.receive("never", timeout=seconds)
 
 
 @app.workflow
@@ -168,7 +172,7 @@ _topics: dict[int, str] = {}
 
 #: Whether a turn, with its answer once there is one, is the one that a point is about, which may name something.
 TURNS: dict[str, Callable[[Turn, Answer, str], object]] = {
-    "step": lambda turn, _, name: any(row[3] == name for row in turn.steps),
+    "step": lambda turn, _, name: any(f"{row[3]}.".startswith(f"{name}.") for row in turn.steps),
     "retry": lambda turn, *_: turn.retries,
     "suspended": lambda turn, *_: turn.waits,
     "relayed": lambda turn, _, topic: any(_topics.get(entry) == topic for entry in turn.relayed),
@@ -267,6 +271,17 @@ def sleep_anew() -> None:
     _sleep(lambda run: float(run.sink.server_time()))
 
 
+def timeout_anew() -> None:
+    """On replay the time for which a message is waited for begins again."""
+    real = Operations._receive
+
+    def receive(self: Any, seq: int, topic: str, recorded: Any, timer: int, timeout: Any, timed: Any) -> Any:
+        timed = None if timed is None else replace(timed, at=self.sink.server_time())
+        return real(self, seq, topic, recorded, timer, timeout, timed)
+
+    Operations._receive = receive  # type: ignore[method-assign,assignment]
+
+
 def sleep_over() -> None:
     """On replay a sleep is over."""
     _sleep(lambda run: 0.0)
@@ -338,17 +353,6 @@ def nothing_is_overdue() -> None:
     _statement("turn", "overdue", "WHERE r.late AND", "WHERE false AND r.late AND")
 
 
-def delete_before_delivery() -> None:
-    """An entry of the outbox counts as delivered when its delivery begins."""
-    real = Relay._post
-
-    def post(self: Relay, entry: Any) -> None:
-        self._relayed([entry.entry])
-        real(self, entry)
-
-    Relay._post = post  # type: ignore[method-assign]
-
-
 def wake_in_two_turns() -> None:
     """What wakes is taken from its place in one transaction and made ready in the next one."""
     _statement("turn", "wake", "ON w.wf = due.wf\n", "ON w.wf = due.wf AND false\n")
@@ -375,6 +379,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         forget_checkpoints,
         forget_tries,
         sleep_anew,
+        timeout_anew,
         sleep_over,
         send_without_key,
         take_messages_later,
@@ -382,7 +387,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
         children_under_new_ids,
         adopt_nothing,
         nothing_is_overdue,
-        delete_before_delivery,
         wake_in_two_turns,
     )
 }

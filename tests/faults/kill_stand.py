@@ -6,22 +6,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from faults.kill_app import Orders
 from faults.nursery import Nursery, Process
-from support.look import assert_i1, connect, one, rows, total, until
+from support.look import assert_i1, connect, rows, total, until
 
 from shardflow import AsyncClient, ClusterConfig, Handle, ResultTimeout, ShardflowError
 
 #: Notes every row that comes into a table, for what must happen a known number of times.
 NOTES = (
     "CREATE TABLE IF NOT EXISTS public.noted (what text)",
-    "CREATE OR REPLACE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-    " INSERT INTO public.noted VALUES (TG_TABLE_NAME || coalesce(' ' || (to_jsonb(NEW) ->> 'key'), ''));"
-    " RETURN NULL; END $$",
+    """
+    CREATE OR REPLACE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO public.noted VALUES (TG_TABLE_NAME || coalesce(' ' || (to_jsonb(NEW) ->> 'key'), ''));
+        RETURN NULL;
+    END $$
+    """,
     "CREATE TRIGGER note AFTER INSERT OR UPDATE ON wait FOR EACH ROW EXECUTE FUNCTION public.note()",
     "CREATE TRIGGER note AFTER INSERT OR UPDATE ON event FOR EACH ROW EXECUTE FUNCTION public.note()",
 )
@@ -158,6 +162,11 @@ class Stand:
         except ShardflowError as error:
             raise Wrong(f"{handle.id} ended so: {error}") from error
 
+    async def ended_or(self, handle: Handle[Any], wrong: Callable[[], bool]) -> None:
+        """Returns when the workflow has ended, or something wrong is to be seen: there are mutants without an end."""
+        ended = "SELECT count(*) FROM outcome JOIN workflow USING (wf) WHERE id = %s"
+        await until(lambda: self.total(ended, handle.id) or wrong(), 60, f"{handle.id} ends")
+
     async def expect_the_end(self) -> None:
         """Nothing is left over anywhere."""
         await self.expect_soon("left in the outbox", "SELECT count(*) FROM outbox", 0)
@@ -166,9 +175,3 @@ class Stand:
         bad = "SELECT count(*) FROM workflow WHERE wf NOT IN (SELECT wf FROM outcome WHERE status = 'succeeded')"
         self.expect("not ended well", self.total(bad), 0)
         self.expect_i1()
-
-
-def on_shard(config: ClusterConfig, id: str) -> int:
-    """The number of the shard that has the workflow."""
-    query = "SELECT count(*) FROM workflow WHERE id = %s"
-    return next(k for k in range(len(config.shards)) if one(config, query, id, shard=k))

@@ -149,10 +149,13 @@ def rig(config: ClusterConfig, folder: Path, mutants: Sequence[str] = ()) -> Ite
         yield made
 
 
-async def submit(config: ClusterConfig, held: int, seconds: float, paced: int) -> None:
-    """So many workflows for each of the two queues, over all shards."""
+async def submit(config: ClusterConfig, held: int, seconds: float, paced: int, ids: Sequence[str] = ()) -> None:
+    """So many workflows for each of the two queues, over all shards; those of the first one may have given ids."""
     async with AsyncClient(config) as client:
-        calls = [limits_main.hold.call(f"h{n}", seconds) for n in range(held)]
+        names = ids or [f"h{n}" for n in range(held)]
+        calls = [limits_main.hold.call(name, seconds) for name in names]
+        if ids:
+            calls = [call.set(id=id) for call, id in zip(calls, ids, strict=True)]
         await client.submit_many([*calls, *(limits_main.pace.call(f"p{n}") for n in range(paced))])
 
 

@@ -6,13 +6,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faults.kill_app import effects, node
 from faults.kill_cases import CASES, Case
 from faults.kill_stand import Stand, Wrong
 from faults.nursery import Nursery
 
-from shardflow import AsyncClient, ClusterConfig
+from shardflow import AsyncClient, ClusterConfig, ShardUnavailable
+from shardflow.delivery import sender
+from shardflow.storage import submissions
 
 MakeCluster = Callable[..., ClusterConfig]
 
@@ -53,5 +57,85 @@ async def test_killed_there(case: Case, make_cluster: MakeCluster, nursery: Nurs
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_red_where(case: Case, make_cluster: MakeCluster, nursery: Nursery, tmp_path: Path) -> None:
-    with pytest.raises(Wrong, match=case.red):
+    with pytest.raises(Wrong, match=case.red) as red:
         await play(case, True, make_cluster, nursery, tmp_path)
+    print(f"{case}: {case.mutant}: {red.value}")
+
+
+#: What a submission may ask for; `after` is another workflow.
+ASKED: list[dict[str, Any]] = [
+    {"delay": 0.2},
+    {"after": "other", "on_failure": "run"},
+    {"attributes": {"tenant": 7}},
+    {"timeout": 600.0},
+    {"attributes": {"tenant": 7}, "after": "other", "timeout": 600.0, "priority": 3},
+]
+NAMES = ("delay", "after", "attributes", "timeout", "all")
+
+
+class Lost:
+    """Stands before `submissions.submit` and loses the answer to the first call for `effects`: it has committed."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._real = submissions.submit
+
+    async def __call__(self, shard: Any, conn: Any, generation: int, new: Any, seconds: float = 0.0) -> Any:
+        made = await self._real(shard, conn, generation, new, seconds)
+        if new[0].name == "effects" and not self.lost:
+            self.lost += 1
+            await conn.close()
+            raise ShardUnavailable("the answer is lost", shard=shard.name)
+        return made
+
+
+async def submit_once(
+    config: ClusterConfig, nursery: Nursery, folder: Path, patch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """A client's connection is lost after the COMMIT of a submission; a worker runs what is there."""
+    lost = Lost()
+    async with AsyncClient(config) as client:
+        stand = Stand(config, client, nursery, folder, "")
+        try:
+            other = await client.submit(node, "other", True, id="other")
+            patch.setattr(submissions, "submit", lost)
+            handle = await client.submit(effects, 1, **asked)
+            assert lost.lost == 1
+            query = "SELECT count(*) FROM {}"
+            stand.expect("workflows", stand.total(query.format("workflow WHERE name = 'effects'")), 1)
+            waits = int("delay" in asked or "after" in asked)
+            stand.expect("waiting", stand.total(query.format("wait")), waits)
+            stand.expect("ready", stand.total(query.format("ready")), 2 - waits)
+            stand.expect("to be registered", stand.total(query.format("outbox")), int("after" in asked))
+            stand.successor()
+            await client.send("other", "go")
+            for each in (handle, other):
+                await stand.result(each)
+            stand.expect_effects("0", "other")
+            await stand.expect_the_end()
+        finally:
+            stand.close()
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=NAMES)
+async def test_a_submission_whose_answer_is_lost_is_there_once(
+    make_cluster: MakeCluster,
+    nursery: Nursery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+) -> None:
+    await submit_once(make_cluster(shards=3), nursery, tmp_path, monkeypatch, asked)
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=NAMES)
+async def test_red_where_the_client_submits_it_under_another_id(
+    make_cluster: MakeCluster,
+    nursery: Nursery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(sender, "_free", lambda items: all(item.draw is not None for item in items))
+    with pytest.raises(Wrong, match="workflows: 2"):
+        await submit_once(make_cluster(shards=3), nursery, tmp_path, monkeypatch, asked)

@@ -11,6 +11,8 @@ from pathlib import Path
 from conftest import MakeCluster
 from faults.limits_rig import ended, pass_time, read, rig, submit
 from support.look import assert_i1, total
+from support.shares import units
+from support.work import ids_on
 
 from shardflow import LeaseConfig
 
@@ -49,6 +51,27 @@ async def test_limits_are_used_and_never_exceeded_while_workers_die(
         assert told.held(since, until) >= USED * 10
         assert told.paced(since, until) >= USED * 100
         assert total(config, "SELECT count(*) FROM permit") == 0
+        assert (units(config, "held", "running"), units(config, "paced", "starts")) == (10, 100)
+        assert_i1(config)
+
+
+async def test_shares_that_move_while_workers_die_are_neither_lost_nor_doubled(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    """The backlog is on one shard after the other, so the whole limit moves each time."""
+    config = make_cluster(shards=3, lease=LeaseConfig(ttl=2.0, renew=0.25, watch=0.15))
+    with rig(config, tmp_path) as workers:
+        for _ in range(3):
+            workers.start()
+        workers.connected()
+        for turn in range(6):
+            await submit(config, 40, 0.05, 0, ids_on(config, turn % 3, 40, f"t{turn}-"))
+            await pass_time(0.15)
+            workers.kill()
+            workers.start()
+        await ended(config, 60)
+        assert read(workers.ledger.lines()).most_at_once() <= 10
+        assert units(config, "held", "running") == 10
         assert_i1(config)
 
 

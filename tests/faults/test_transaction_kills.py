@@ -74,8 +74,8 @@ class Bookings(Sweep):
         return left > 0
 
     def freeze_at(self, point: Point, *, silent: bool) -> bool:
-        """Freezes a worker at a message, which `silent` keeps from arriving; another ends the work; then wakes it up and
-        gives both more. Whether work was left."""
+        """Freezes a worker at a message, which `silent` keeps from arriving; another ends the work; then wakes it up
+        and gives both more. Whether work was left."""
         prefix = self.submit(self.count)
         frozen: list[Process] = []
         known = threading.Event()
@@ -197,7 +197,8 @@ def test_connections_lost_in_transactions(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_workers_frozen_in_transactions(lab: Lab, tmp_path: Path) -> None:
-    """With the function's writes made and nothing committed; and with half of the commit sent, which keeps the lease."""
+    """With the function's writes made and nothing committed; and with half of the commit sent, which keeps the
+    lease."""
     with booked(lab, tmp_path) as bookings:
         assert bookings.freeze_at(replace(WRITTEN, number=3), silent=False)
         assert bookings.freeze_at(replace(COMMIT, number=3), silent=True)

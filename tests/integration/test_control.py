@@ -309,6 +309,34 @@ async def test_a_woken_workflow_that_nobody_serves_is_ended_by_the_sweep(shard_c
     assert_i1(shard_config)
 
 
+async def test_what_is_to_be_cancelled_does_not_begin_when_it_is_claimed(shard_config: ClusterConfig) -> None:
+    app = App()
+    ran: list[int] = []
+
+    @app.workflow
+    async def work(n: int) -> None:
+        ran.append(n)
+
+    async with AsyncClient(shard_config) as client:
+        handles = await client.submit_many(work.call(n).set(id=f"w{n}") for n in range(4))
+        await handles[3].cancel()
+        assert await client.resume("w3")
+        # As when the workflows were about to be claimed, or had been woken.
+        rows(
+            shard_config,
+            "INSERT INTO cancel (wf, reason) SELECT wf, 'too late' FROM workflow WHERE id IN ('w1', 'w3')",
+        )
+        async with running(shard_config, app):
+            for n in (1, 3):
+                with pytest.raises(shardflow.WorkflowCancelled, match="too late"):
+                    await handles[n].result(30)
+            for n in (0, 2):
+                await handles[n].result(30)
+            await until(lambda: one(shard_config, "SELECT count(*) FROM cancel") == 0)
+        assert sorted(ran) == [0, 2]
+        assert_i1(shard_config)
+
+
 async def test_what_was_asked_of_a_workflow_that_ended_otherwise_is_forgotten(shard_config: ClusterConfig) -> None:
     app = App()
 

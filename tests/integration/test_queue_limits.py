@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import MakeCluster
-from support.look import assert_i1, one, rows, total, until
+from support.look import assert_i1, one, total, until
+from support.shares import units
 from support.work import Gate, ids_on, running
 
 import shardflow
@@ -60,24 +61,6 @@ def metered(queue: Queue, seconds: float = 0.02) -> tuple[App, Meter]:
         return 1
 
     return app, meter
-
-
-def units(config: ClusterConfig, queue: str, kind: str) -> int:
-    """The limit as the shards have it between them: their shares and what is on its way."""
-    shares = total(config, f"SELECT sum(share) FROM quota WHERE queue = '{queue}' AND kind = '{kind}'")
-    accepted = {
-        (config.shards[k].name, *row)
-        for k in range(len(config.shards))
-        for row in rows(
-            config, "SELECT donor, number FROM accepted WHERE queue = %s AND kind = %s", queue, kind, shard=k
-        )
-    }
-    under_way = 0
-    for k, shard in enumerate(config.shards):
-        query = "SELECT target, number, units FROM granted WHERE queue = %s AND kind = %s"
-        for target, number, given in rows(config, query, queue, kind, shard=k):
-            under_way += given * ((target, shard.name, number) not in accepted)
-    return shares + under_way
 
 
 async def drained(config: ClusterConfig) -> None:

@@ -136,6 +136,34 @@ def test_rows_behind_a_limit_are_not_read(make_cluster: MakeCluster, free: int) 
             assert read[0] <= 2 * free + 2
 
 
+def test_a_lease_that_ends_gives_back_what_it_used_but_not_its_starts(shard_config: ClusterConfig) -> None:
+    fill(shard_config, "slow", "work", 20)
+    with connect(shard_config) as conn:
+        conn.execute(
+            "SELECT declare_limit('slow', 'running', 1, 8, NULL, 8), declare_limit('slow', 'starts', 1, 10, 60, 10)"
+        )
+        conn.execute("INSERT INTO lease (lease, worker, expires_at, session) VALUES (1, 'w', now(), false)")
+        claim = "SELECT wf FROM claim_limited(ARRAY['slow'], ARRAY['-32768'::smallint], ARRAY[0::bigint], 100, 1, %s)"
+        held = [row[0] for row in conn.execute(claim, (1,)).fetchall()]
+        assert len(held) == 8
+        conn.execute("SELECT returned(%s)", (held[:1],))
+        # A start is not given back, whatever becomes of it.
+        assert len(conn.execute(claim, (2,)).fetchall()) == 1
+        conn.execute("SELECT have_begun(1, ARRAY[1::bigint], ARRAY[0.5::float8])")
+        assert conn.execute("SELECT starts FROM fresh").fetchall() == [(1,)]
+        conn.execute("SELECT end_lease(1, 1)")
+        assert conn.execute("SELECT count(*) FROM permit").fetchall() == [(0,)]
+        assert conn.execute("SELECT count(*) FROM fresh").fetchall() == [(0,)]
+        assert conn.execute("SELECT sum(starts), max(over_at) > now() + interval '59 s' FROM begun").fetchall() == [
+            (9, True)
+        ]
+        conn.execute("INSERT INTO lease (lease, worker, expires_at, session) VALUES (2, 'w', now(), false)")
+        again = claim.replace("100, 1", "100, 2")
+        assert len(conn.execute(again, (1,)).fetchall()) == 1
+        conn.execute("UPDATE begun SET over_at = over_at - interval '2 min'")
+        assert len(conn.execute(again, (2,)).fetchall()) == 7
+
+
 #: Rows of `ready` that this transaction has read, by an index and otherwise.
 READ = "SELECT idx_tup_fetch, seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'ready'"
 

@@ -43,7 +43,6 @@ def expected(name: str, text: str, start: datetime, end: datetime) -> list[str]:
 
 async def decided(config: ClusterConfig, name: str) -> datetime:
     """Waits until nothing of a schedule is due and all that was decided is submitted; until when that is."""
-
     query = (  # at one moment: the next tick may be due in the next one
         "SELECT decided_to FROM schedule s WHERE name = %s AND (next_at IS NULL OR next_at > now())"
         " AND NOT EXISTS (SELECT FROM tick t WHERE t.schedule = s.name)"

@@ -237,25 +237,55 @@ async def test_the_end_of_the_transaction_is_not_the_functions(bank: ClusterConf
     assert cents(bank) == 1000
 
 
-@pytest.mark.parametrize("ending", [["COMMIT"], ["COMMIT", "BEGIN"], ["ROLLBACK", "BEGIN"]])
+SET = "SET work_mem = '1MB'"
+
+
+@pytest.mark.parametrize("ending", [["COMMIT"], ["COMMIT", SET], ["COMMIT", SET, "BEGIN"], ["ROLLBACK", "BEGIN"]])
+@pytest.mark.parametrize("kind", ["async", "plain"])
 async def test_a_function_that_ends_the_transaction_by_sql_is_found_out(
-    bank: ClusterConfig, ending: list[str]
+    bank: ClusterConfig, ending: list[str], kind: str
 ) -> None:
     app = App()
 
     @app.transaction
-    async def debit(conn: AsyncConnection[Any]) -> None:
+    async def debit(conn: AsyncConnection[Any]) -> str:
         for statement in ending:
             await conn.execute(statement)
+        return ""
+
+    @app.transaction
+    def debit_plain(conn: Connection[Any]) -> str:
+        for statement in ending:
+            conn.execute(statement)
+        return ""
+
+    @app.transaction
+    async def look(conn: AsyncConnection[Any]) -> str:
+        row = await (await conn.execute("SHOW work_mem")).fetchone()
+        assert row is not None
+        return str(row[0])
+
+    @app.transaction
+    def look_plain(conn: Connection[Any]) -> str:
+        row = conn.execute("SHOW work_mem").fetchone()
+        assert row is not None
+        return str(row[0])
 
     @app.workflow
-    async def pay() -> None:
-        await debit()
+    async def pay() -> list[str]:
+        first, then = (debit, look) if kind == "async" else (debit_plain.aio, look_plain.aio)
+        before = await then()
+        try:
+            await first()
+        except StepFailed as error:
+            return [error.message, before, await then()]
+        return []
 
-    async with AsyncClient(bank) as client, running(bank, app):
-        with pytest.raises(WorkflowFailed, match="has ended its transaction itself"):
-            await (await client.submit(pay)).result(30)
-    assert rows(bank, "SELECT error IS NOT NULL FROM step") == [(True,)]
+    async with AsyncClient(bank) as client, running(with_pool(bank, max_size=1), app):
+        message, before, after = await (await client.submit(pay)).result(30)
+    assert "has ended its transaction itself" in message
+    assert before == after
+    assert rows(bank, "SELECT error IS NOT NULL FROM step ORDER BY seq") == [(False,), (True,), (False,)]
 
 
 async def test_savepoints_are_the_functions_and_a_swallowed_error_is_none(bank: ClusterConfig) -> None:
@@ -434,6 +464,53 @@ async def test_draining_stops_behind_a_transaction(bank: ClusterConfig) -> None:
     assert cents(bank) == 997
 
 
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_cancellation_comes_behind_a_commit_that_is_under_way(bank: ClusterConfig, kind: str) -> None:
+    app = App()
+
+    @app.transaction
+    async def book(conn: AsyncConnection[Any]) -> None:
+        await conn.execute("INSERT INTO entry VALUES ('a0', 1)")
+
+    @app.transaction
+    def book_plain(conn: Connection[Any]) -> None:
+        conn.execute("INSERT INTO entry VALUES ('a0', 1)")
+
+    @app.workflow
+    async def pay() -> None:
+        await (book() if kind == "async" else book_plain.aio())
+
+    @app.workflow
+    async def other() -> None: ...
+
+    with psycopg.connect(bank.shards[0].dsn, autocommit=True) as conn:
+        conn.execute("""
+            CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_advisory_xact_lock(42);
+                RETURN NULL;
+            END $$
+            """)
+        conn.execute("""
+            CREATE CONSTRAINT TRIGGER stops AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION stop()
+            """)
+    with connect(bank) as blocker:
+        blocker.execute("SELECT pg_advisory_lock(42)")
+        async with AsyncClient(bank) as client, running(bank, app) as worker:
+            handle = await client.submit(pay)
+            waiting = asyncio.create_task(handle.result(30))
+            assert await blocked_or_done(bank, waiting)
+            await client.cancel(handle.id)
+            await until(lambda: worker._links["s0"]._commit.control._asked)
+            await (await client.submit(other)).result(30)  # so a turn has passed since
+            assert one(bank, "SELECT count(*) FROM outcome JOIN workflow USING (wf) WHERE name = 'pay'") == 0
+            blocker.execute("SELECT pg_advisory_unlock(42)")
+            with pytest.raises(WorkflowFailed):
+                await waiting
+    assert one(bank, "SELECT count(*) FROM step") == one(bank, "SELECT count(*) FROM public.entry") == 1
+
+
 async def test_outside_of_a_workflow(bank: ClusterConfig) -> None:
     app = App()
 
@@ -555,6 +632,7 @@ async def test_a_commit_that_stops_half_way_is_cut_off_when_the_lease_is_over(
     bank: ClusterConfig, isolation: str
 ) -> None:
     async with alone(bank, isolation) as (hand, holder, transactions, work):
+        await holder.writing.close()  # it is not the one that keeps the lease
         keeping, half = await hand.conn(), await hand.conn("transaction")
         lease = holder.fence.lease
         peer = leases.Peer(lease, "h", True, False)

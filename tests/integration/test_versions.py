@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from conftest import MakeCluster
 from support.look import assert_i1, one, total, until
-from support.work import running
+from support.work import Gate, running
 
 import shardflow
-from shardflow import App, AsyncClient, ClusterConfig, InvalidInput, UsageError, WorkflowFailed, patched
+from shardflow import App, AsyncClient, ClusterConfig, InvalidInput, UsageError, Worker, WorkflowFailed, patched
 from shardflow.core import checkup_work
 from shardflow.core.finding import Notes
 from shardflow.storage import checkup
@@ -174,6 +174,54 @@ async def test_a_run_goes_on_under_patched_code(shard_config: ClusterConfig) -> 
             assert await new.result(30) == "sum with fees"
             names = [step.name for step in await new.steps()]
             assert names == ["shardflow.patch.fees", "add_fees", "shardflow.receive.go"]
+
+
+async def test_a_worker_that_dies_behind_a_patch(shard_config: ClusterConfig) -> None:
+    """What `patched` answered holds for whoever goes on, whether the answer had committed when the worker died or
+    not."""
+    ran: list[str] = []
+    gates = {"in the step": Gate(), "behind it": Gate()}
+
+    def app_of(place: str | None) -> App:
+        app = App()
+
+        @app.step(name="old")
+        async def old() -> str:
+            ran.append("old")
+            return "old"
+
+        @app.step(name="new")
+        async def new() -> str:
+            if place == "in the step":
+                await gates[place].wait()
+            ran.append("new")
+            return "new"
+
+        @app.step(name="last")
+        async def last() -> None:
+            if place == "behind it":
+                await gates[place].wait()
+
+        @app.workflow(name="work")
+        async def work() -> str:
+            found = await (new() if patched("p") else old())
+            await last()
+            return found
+
+        return app
+
+    async with AsyncClient(shard_config) as client:
+        for place, gate in gates.items():
+            ran.clear()
+            dying = Worker(shard_config, app_of(place))
+            await dying.start()
+            handle = await client.submit("work")
+            await until(lambda gate=gate: gate.arrived == 1)
+            await dying.leave()
+            async with running(shard_config, app_of(None)):
+                assert await handle.result(30) == "new"
+            assert ran == ["new"]
+            assert [step.name for step in await handle.steps()] == ["shardflow.patch.p", "new", "last"]
 
 
 async def test_a_mismatch_names_the_step(shard_config: ClusterConfig) -> None:

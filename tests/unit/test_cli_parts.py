@@ -70,7 +70,7 @@ def test_every_command_is_described_and_takes_the_shared_options(path: tuple[str
 def test_help_does_not_load_the_nouns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"loaded {name}"))
     assert invoke(["--help"]) == 0
-    assert "Submit workflows and look at them." in capsys.readouterr().out
+    assert "Submit workflows, look at them, end them and begin them again." in capsys.readouterr().out
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]):

@@ -503,7 +503,7 @@ async def test_timeouts_cancels_delays_and_dependencies() -> None:
         with pytest.raises(WorkflowCancelled, match="enough"):
             await one.result()
         assert await env.status("kid") is Status.CANCELLED
-        assert await env.run(when.call().set(delay=DAY, id="first")) == 2.0
+        assert await env.run(when, delay=DAY, id="first") == 2.0
         await env.start(when.call().set(delay=3 * DAY, id="second"))
         third = await env.start(when.call().set(after=["first", "second"], id="third"))
         assert third.status is Status.READY
@@ -559,3 +559,45 @@ async def test_many_children() -> None:
 
     async with Inline() as env:
         assert await env.run(parent) == sum(range(300))
+
+
+async def test_a_workflow_that_begins_anew() -> None:
+    app = App()
+
+    @app.step
+    async def count(n: int) -> int:
+        return n + 1
+
+    @app.workflow
+    async def work(n: int) -> int:
+        n = await count(n)
+        await shardflow.sleep(DAY)
+        word = await shardflow.receive("word", timeout=0)
+        if n < 4:
+            shardflow.continue_as_new(n)
+        return n if word is None else -1
+
+    async with Inline(start=START) as env:
+        handle = await env.start(work, 0)
+        await env.send(handle.id, "word", "once")
+        assert await handle.result() == 4
+        assert env.now() == START + 4 * DAY
+        assert len([step for step in env.steps(handle.id) if step.name == "count"]) == 1
+
+
+async def test_a_transaction_is_faked() -> None:
+    app = App()
+
+    @app.transaction
+    async def debit(conn: object, cents: int) -> int:
+        raise AssertionError
+
+    @app.workflow
+    async def work() -> int:
+        return await debit(5)
+
+    async with Inline() as env:
+        with pytest.raises(WorkflowFailed, match="needs a database"):
+            await env.run(work)
+        env.fake(debit, lambda cents: cents + 1)
+        assert await env.run(work) == 6
