@@ -1,7 +1,7 @@
 """Suspended workflows by the hundred thousand: what they cost a worker's memory, and how late they wake.
 
-Three parts, each on a fresh shard with one worker process: all due at the same moment (how many wake a second); due one
-after the other at a given rate (how late each is); waiting for messages that come all at once. Lateness is by the
+Three parts, each on a fresh shard with one worker process: all due at the same moment (how many wake a second); due
+one after the other at a given rate (how late each is); waiting for messages that come all at once. Lateness is by the
 server's clock: the end of the workflow against the time that it was to wake at.
 
     python benchmarks/sleepers.py --count 100000
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ LATE = """
 SELECT count(*), coalesce(max(late), 0), coalesce(percentile_cont(0.99) WITHIN GROUP (ORDER BY late), 0),
        coalesce(date_part('epoch', max(finished_at) - min(finished_at)), 0)
 FROM (
-    SELECT o.finished_at, date_part('epoch', o.finished_at) - (convert_from(w.input, 'UTF8')::jsonb -> 0 ->> 0)::float8 AS late
+    SELECT o.finished_at,
+           date_part('epoch', o.finished_at) - (convert_from(w.input, 'UTF8')::jsonb -> 0 ->> 0)::float8 AS late
     FROM {schema}.outcome o JOIN {schema}.workflow w USING (wf) WHERE o.status = 'succeeded'
 ) ended"""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import blocking
-from .app import App, Call, Step, Transaction, Workflow
+from .app import App
 from .children import ChildHandle, gather, start, start_many
 from .client.aio import AsyncClient
 from .client.handle import AsyncHandle
@@ -14,6 +14,7 @@ from .core.codecs import Codecs
 from .core.options import Options
 from .core.payload import PayloadCodec
 from .core.retry import Retry
+from .definitions import Call, Step, Transaction, Workflow
 from .errors import (
     ClusterError,
     ConfigError,
@@ -56,8 +57,8 @@ from .model import (
     Waited,
     WorkflowInfo,
 )
-from .versions import deprecate_patch, patched
 from .queue import Queue
+from .versions import deprecate_patch, patched
 from .worker.worker import Worker
 
 __version__ = RELEASE

@@ -16,10 +16,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from . import children, inside
-from .app import Call, Workflow
 from .context import Runtime, current
 from .core.options import seconds_of
 from .core.routing import check_id, check_name
+from .definitions import Call, Workflow
 from .errors import UsageError
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from .app import Call, Workflow
 from .context import Runtime, current
 from .core.codecs import Codecs
+from .definitions import Call, Workflow
 from .errors import InvalidInput, UsageError
 from .inside import awaiting
 

@@ -36,7 +36,9 @@ class Info:
 
 def now() -> datetime:
     """The time by the worker's clock, with the time zone UTC; the same on every replay."""
-    return _recorded("now", lambda: datetime.fromtimestamp(clock.get()(), UTC), datetime.isoformat, datetime.fromisoformat)
+    return _recorded(
+        "now", lambda: datetime.fromtimestamp(clock.get()(), UTC), datetime.isoformat, datetime.fromisoformat
+    )
 
 
 def uuid4() -> _uuid.UUID:

@@ -165,10 +165,10 @@ class StepInfo:
 class ScheduleInfo:
     """What a client learns of one schedule; times are the shard's clock.
 
-    `spec` is a cron expression or an interval, `zone` the time zone whose clock it means; `input`, the workflow's encoded
-    arguments. `state`: "active", "paused", "ended" (no tick comes any more), or "no code" (it is `from_code`, and no
-    worker has it in its code now). `next_at`: when its next tick comes; `last_at` and `last_id`: the newest tick whose
-    workflow was submitted; `waiting`: ticks that are to be submitted and are not yet.
+    `spec` is a cron expression or an interval, `zone` the time zone whose clock it means; `input`, the workflow's
+    encoded arguments. `state`: "active", "paused", "ended" (no tick comes any more), or "no code" (it is `from_code`,
+    and no worker has it in its code now). `next_at`: when its next tick comes; `last_at` and `last_id`: the newest
+    tick whose workflow was submitted; `waiting`: ticks that are to be submitted and are not yet.
     """
 
     name: str

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..app import App, Call
+from ..app import App
+from ..definitions import Call
 
 app = App("bench")
 

@@ -41,9 +41,7 @@ for _command in (cancel, resume, restart, fork):
 @click.option("--cursor", metavar="TEXT", help="Go on where a list ended; brings its options along.")
 @json_option
 @pass_settings
-def list_(
-    settings: Settings, /, oldest: bool, limit: int, cursor: str | None, as_json: bool, **asked: Any
-) -> None:
+def list_(settings: Settings, /, oldest: bool, limit: int, cursor: str | None, as_json: bool, **asked: Any) -> None:
     """Show workflows of all shards in the order of their submission, the newest first."""
     settings.log()
     wanted = asked_for(**asked) | {"order": "oldest" if oldest else "newest", "limit": limit, "cursor": cursor}

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from .. import config as configuration
-from ..app import Call, Workflow
 from ..core.codec import DEFAULT
 from ..core.codecs import Codecs
 from ..core.graph import levels
 from ..core.options import NONE, Options
 from ..core.routing import check_id
+from ..definitions import Call, Workflow
 from ..delivery.delivery import Delivery, drawing
 from ..delivery.sender import Item
 from ..delivery.submission import make_item, untyped
@@ -84,13 +84,13 @@ class AsyncClient(Queries, Messaging, Controls):
         Arguments: `workflow`, the function or its stored name; its own arguments; and options (see `Options`): `id`,
         the idempotency key (default: a new one, on a shard that answers); `queue` (default: the workflow's);
         `priority`, the least first; `delay`; `after`, handles or ids of workflows to run after, and `on_failure`;
-        `dedup_key`;
+        `dedup_key` and `on_duplicate`;
         `key_concurrency`; `attributes`; `timeout`; `version`. A workflow's own argument of such a name goes by its
         place, or as
         `submit_many([f.call(delay=1).set(id="x")])`.
         With `connection`, psycopg's, to one of the cluster's databases it is part of that connection's transaction:
-        it is there when the caller commits. An id that belongs to a shard elsewhere is relayed from there by a worker;
-        where such an id is another workflow's already, nobody is told.
+        it is there when the caller commits. An id that belongs to a shard elsewhere is relayed from there by a
+        worker; where such an id is another workflow's already, nobody is told.
         The same id again gives the first one's handle. Raises WorkflowConflict where that had another name or input,
         InvalidInput for what cannot be submitted, ShardUnavailable where the id's shard does not answer,
         SubmitUncertain where the connection was lost on the way (submit again with the same id), WorkflowNotFound

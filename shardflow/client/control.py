@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..core.forking import borrowed, kept
 from ..core.retry import Retry
-from ..core.routing import check_id, draw_id, slot_of
+from ..core.routing import check_id, slot_of
+from ..delivery.delivery import drawing
 from ..delivery.router import Router
 from ..delivery.visit import Errand, visit
 from ..errors import InvalidInput, ShardflowError, ShardUnavailable, WorkflowConflict, WorkflowNotFound
@@ -70,8 +71,8 @@ class Controls:
         """Lets a workflow that failed, was cancelled, or was given up as dead go on from its checkpoints.
 
         The step that it failed by is tried again, and a time limit begins anew. Who had awaited it has its former
-        end: a parent keeps it, workflows that were to run after it have ended. Children that were cancelled with it stay
-        cancelled unless they are resumed. Answers False where it has succeeded or is under way. Raises
+        end: a parent keeps it, workflows that were to run after it have ended. Children that were cancelled with it
+        stay cancelled unless they are resumed. Answers False where it has succeeded or is under way. Raises
         WorkflowNotFound, ShardUnavailable.
         """
         took, again = await self._change(id, control.resume)
@@ -90,9 +91,9 @@ class Controls:
         """A new workflow that has done what another one did before a step, and goes on from there by itself.
 
         Arguments: `id`; `from_step`, the number of the step that it begins with, as `steps` tells it; `new_id`, the
-        idempotency key (default: a new one, on the same shard where the id has a hash tag). Version, time limit and
-        attributes are the other one's. Of children started before that step it hears the ends, too. Raises
-        WorkflowNotFound, InvalidInput, WorkflowConflict where `new_id` belongs to another workflow, ShardUnavailable.
+        idempotency key (default: a new one, on a shard that answers). Version, time limit and attributes are
+        the other one's. Of children started before that step it hears the ends, too. Raises WorkflowNotFound,
+        InvalidInput, WorkflowConflict where `new_id` belongs to another workflow, ShardUnavailable.
         """
         check_id(id)
         if new_id is not None:
@@ -100,7 +101,7 @@ class Controls:
         found = await self._at(id, lambda shard, conn, _: control.source(shard, conn, id))
         if found is None:
             raise WorkflowNotFound(f"no workflow has the id {id!r}", workflow_id=id)
-        target = new_id or draw_id(time.time_ns() // 1_000_000, random.SystemRandom().getrandbits, lambda _: True)
+        target = new_id or drawing(self._router, await self._router.load())()
         steps = []
         children: Sequence[str] = ()
         for step in kept(found.steps, from_step):

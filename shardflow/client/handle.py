@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ..app import Workflow
+from ..definitions import Workflow
 from ..errors import InvalidInput, ResultTimeout, WorkflowCancelled, WorkflowDead, WorkflowFailed
 from ..model import Status, StepInfo, WorkflowInfo
 

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..app import Call, Workflow
 from ..core import schedule
 from ..core.codec import CallCodec
 from ..core.options import NONE, Options
 from ..core.routing import check_name, draw_id, routing_key, slot_of
 from ..core.schedule import Definition
+from ..definitions import Call, Workflow
 from ..delivery.router import Router
 from ..delivery.sender import Item, Sender
 from ..delivery.submission import make_item

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from .. import config as configuration
-from ..app import Call, Workflow
 from ..core.codecs import Codecs
+from ..definitions import Call, Workflow
 from ..errors import UsageError
 from ..model import ClusterConfig, Status, StepInfo, WorkflowInfo
 from ..storage.caller import refuse_async
@@ -115,7 +115,8 @@ class Handle(Generic[T]):
 class Client(SyncQueries, SyncMessaging, SyncControls):
     """Submits workflows and asks for their results; for use in any thread.
 
-    Arguments: `config`, the cluster's (see `from_config` for a file); `codecs`, see `AsyncClient`. Use as `with`, or call
+    Arguments: `config`, the cluster's (see `from_config` for a file); `codecs`, see `AsyncClient`. Use as `with`, or
+    call
     `close`.
     """
 
@@ -144,9 +145,7 @@ class Client(SyncQueries, SyncMessaging, SyncControls):
             self._background.close()
 
     @overload
-    def submit(
-        self, workflow: Workflow[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any
-    ) -> Handle[T]: ...
+    def submit(self, workflow: Workflow[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Handle[T]: ...
     @overload
     def submit(self, workflow: Workflow[..., T], /, *args: Any, **kwargs: Any) -> Handle[T]: ...
     @overload

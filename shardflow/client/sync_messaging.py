@@ -18,9 +18,7 @@ class SyncMessaging:
     _background: _Background
     _client: AsyncClient
 
-    def send(
-        self, id: str, topic: str, value: Any = None, *, key: str | None = None, connection: Any = None
-    ) -> None:
+    def send(self, id: str, topic: str, value: Any = None, *, key: str | None = None, connection: Any = None) -> None:
         """See `AsyncClient.send`."""
         refuse_async(connection)
         self._background.run(self._client.send(id, topic, value, key=key, connection=connection))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..app import Workflow
 from ..core.options import NONE, Options
+from ..definitions import Workflow
 from ..model import ScheduleInfo
 from .handle import AsyncHandle
 from .schedules import AsyncSchedules, ScheduleList

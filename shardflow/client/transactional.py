@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..app import Call, Workflow
 from ..core.routing import slot_of
 from ..core.slotmap import SlotMap
+from ..definitions import Call, Workflow
 from ..delivery.delivery import drawing_from
 from ..delivery.sender import conflict, difference
 from ..delivery.submission import make_item, pack
@@ -67,8 +67,8 @@ class PendingHandle(AsyncHandle[T]):
 class Transactional:
     """One transaction of a caller's, on a connection that fits the client.
 
-    Arguments: `client`; `connection`, psycopg's. Raises InvalidInput or UsageError for one that nothing can be written
-    with.
+    Arguments: `client`; `connection`, psycopg's. Raises InvalidInput or UsageError for one that nothing can be
+    written with.
     """
 
     def __init__(self, client: AsyncClient, connection: object) -> None:

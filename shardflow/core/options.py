@@ -149,8 +149,8 @@ def _check_routing(options: Options) -> None:
     assert key is not None
     if options.dedup_key not in (None, key):
         raise InvalidInput(
-            f"dedup_key {options.dedup_key!r} and the key of key_concurrency, {key!r}, must be the same: all that share"
-            " a key lie on one shard"
+            f"dedup_key {options.dedup_key!r} and the key of key_concurrency, {key!r}, must be the same: all that"
+            " share a key lie on one shard"
         )
     if "}" in key:
         raise InvalidInput(f"the key {key!r} contains a closing brace, which a routing key cannot have")

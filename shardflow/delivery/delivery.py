@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from ..app import Call
 from ..core.codec import DEFAULT
 from ..core.codecs import Codecs
 from ..core.retry import Retry
 from ..core.routing import draw_id
 from ..core.slotmap import SlotMap
+from ..definitions import Call
 from ..errors import ShardflowError, WorkflowConflict
 from ..model import ClusterConfig
 from ..storage.ending import end

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..app import Call, Workflow
 from ..core.codec import CallCodec
 from ..core.codecs import Codecs
 from ..core.options import Options
 from ..core.routing import check_name, new_id, slot_of
+from ..definitions import Call, Workflow
 from ..errors import InvalidInput
 from ..model import DEFAULT_QUEUE, PayloadConfig
 from ..storage.submissions import More

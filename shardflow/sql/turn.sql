@@ -75,9 +75,14 @@ DELETE FROM {schema}.outbox WHERE entry = ANY(%s) AND lease = %s
 -- Writes to the outbox what watchers are to be told that were registered while the end that they watch was under way. No
 -- transaction that ends a workflow lasts as long as they are looked at here, see `in_time`.
 SELECT count(*) FROM {schema}.ended(ARRAY(
-    SELECT r.wf FROM {schema}.watcher r WHERE r.late
+    (SELECT r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at > now() - interval '60 s'
         AND (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = r.wf) IS NOT NULL
-    ORDER BY r.registered_at
+    ORDER BY r.registered_at)
+    UNION ALL
+    SELECT old.wf FROM (
+        SELECT r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at <= now() - interval '60 s'
+        ORDER BY r.registered_at LIMIT 1000
+    ) old WHERE (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = old.wf) IS NOT NULL
 ), 0)
 
 -- name: in_time
@@ -137,8 +142,8 @@ INSERT INTO {schema}.claim (lease, batch, wfs, attempts) VALUES (%s, %s, %s, %s)
 -- Takes ready workflows, in order, under one receipt; two claimers never take the same row, and none waits. Nothing is taken
 -- from queues that have limits: see `limits.claim`.
 -- The low-water mark (priority, seq) of a queue lets the scan begin behind dead index entries.
--- The queues are read in the order given until there are enough; paused ones are not read. The lateral LIMIT, of a number that the planner
--- cannot see, keeps it at index lookups whatever the statistics say.
+-- The queues are read in the order given until there are enough; paused ones are not read. The lateral LIMIT, of a number that
+-- the planner cannot see, keeps it at index lookups whatever the statistics say.
 -- Parameters, arrays of one length: queues, mark priorities, mark seqs; then the limit twice, lease, batch.
 WITH gone AS (
     DELETE FROM {schema}.ready

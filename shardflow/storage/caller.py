@@ -220,7 +220,7 @@ def _explained(shard: Shard) -> Iterator[None]:
         cause = error.__cause__
         if isinstance(cause, psycopg.Error) and cause.sqlstate == _SERIALIZATION:
             raise MapChanged(
-                f"shard {shard.name!r}: the slots, or what is under the id, changed after this transaction began, which"
-                f" does not see it ({cause}): roll back and begin anew"
+                f"shard {shard.name!r}: the slots, or what is under the id, changed after this transaction began,"
+                f" which does not see it ({cause}): roll back and begin anew"
             ) from cause
         raise

@@ -43,7 +43,9 @@ async def watch(shard: Shard, conn: Conn, generation: int, pairs: Sequence[tuple
     return await _admitted(shard, conn, generation, shard.statements("submit")["watch"], columns)
 
 
-async def _admitted(shard: Shard, conn: Conn, generation: int, statement: bytes, parameters: tuple[object, ...]) -> set[str]:
+async def _admitted(
+    shard: Shard, conn: Conn, generation: int, statement: bytes, parameters: tuple[object, ...]
+) -> set[str]:
     sql = shard.statements("submit")
     try:
         with shard.translate():

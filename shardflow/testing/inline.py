@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Self, TypeVar, cast, overload
 
-from ..app import App, Call, Step, Workflow
+from ..app import App
 from ..children import call_of
 from ..client.aio import OPTION_NAMES
 from ..core.codec import DEFAULT
@@ -21,6 +21,7 @@ from ..core.failure import from_json, to_json
 from ..core.options import seconds_of
 from ..core.routing import check_name
 from ..core.topics import check_topic
+from ..definitions import Call, Step, Workflow
 from ..errors import (
     InvalidInput,
     NonDeterminism,

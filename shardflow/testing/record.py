@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..app import Workflow
 from ..core.topics import CHILD
+from ..definitions import Workflow
 from ..model import Status
 from ..storage.leases import Checkpoint, Tries
 from ..storage.turn import Message

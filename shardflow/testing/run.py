@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from ..app import Step, Transaction, Workflow
+from ..definitions import Step, Transaction, Workflow
 from ..errors import NonDeterminism, UsageError
 from ..model import Status
 from ..worker.operations import beginning

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from typing import Any
 
-from ..app import App, Call, Step, Workflow
+from ..app import App
 from ..context import clock
 from ..core.failure import describe, from_json, to_json
 from ..core.topics import CHILD
+from ..definitions import Call, Step, Workflow
 from ..delivery.submission import untyped
 from ..errors import (
     DependencyFailed,

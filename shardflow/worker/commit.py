@@ -81,7 +81,7 @@ class CommitLoop:
         self.claims = Claims(lanes, place, deaf=shard.config.pooler)
         self.limits = limits
         self.delivery = delivery
-        self.relay = Relay(shard, delivery, self._relayed)
+        self.relay = Relay(shard, delivery, self._relayed, self.nudge)
         self.idle = Idle(self.loop, self._suspend, self.nudge)
         self.doubt: Doubt | None = None
         self.draining = False
@@ -270,12 +270,12 @@ class CommitLoop:
             turn.claim = self.claims.wish(ending, self.receipts.number(), now, anyway=gathered is not None)
             if turn.claim is not None:
                 turn.bell = self.claims.bell()
-            if turn.claim is not None or self._place.allowance(ending) <= 0:
-                # With all places taken as well: what lies in the outbox must not wait until one of them is free.
-                if self._overdue or now - self._woke_at >= WAKE_EVERY:
-                    turn.wake, turn.adopt = WAKE, True
-                    self._overdue, self._woke_at = False, now
-                turn.outbox = self.relay.wanted
+            # With all places taken as well: what lies in the outbox must not wait until one of them is free.
+            looks = turn.claim is not None or self._place.taken_up
+            if looks and (self._overdue or now - self._woke_at >= WAKE_EVERY):
+                turn.wake, turn.adopt = WAKE, True
+                self._overdue, self._woke_at = False, now
+            turn.outbox = self.relay.wanted
         self.control.ask(turn, self.loop.time())
         turn.mail = self.idle.asked()
         asks = turn.claim is not None or turn.mail or turn.begun or turn.adopt or turn.outbox is not None

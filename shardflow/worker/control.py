@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..app import Workflow
 from ..core.failure import to_json
 from ..core.lanes import SUSPECT
 from ..core.lowwater import START
+from ..definitions import Workflow
 from ..model import ErrorInfo, Status
 from ..storage.turn import Answer, Claimed, ClaimWanted, Turn, WaitRow
 

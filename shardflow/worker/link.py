@@ -293,7 +293,7 @@ class Link:
         if (doubt := commit.doubt) is not None:
             done = resumed.done
             if done is None:
-                # One that it suspended may have been ready, and claimed, in the same turn; and then it is all sent again.
+                # What it suspended may have been ready and claimed in the same turn: then it is suspended again.
                 waits = doubt.turn.waits
                 done = bool(waits) and not all(row[0] in by_wf for row in waits)
             commit.doubt = None

@@ -13,12 +13,12 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..app import Call
 from ..context import current
 from ..core.branches import CALL_BITS, passed
 from ..core.childids import Children
 from ..core.failure import describe, from_json, to_json
 from ..core.topics import check_topic
+from ..definitions import Call
 from ..errors import (
     InvalidInput,
     InvalidWorkflowId,

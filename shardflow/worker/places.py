@@ -36,6 +36,11 @@ class Place:
         self.absent = False
         return self._places.allowance(self, ending)
 
+    @property
+    def taken_up(self) -> bool:
+        """Whether there was no place for this shard when it asked last."""
+        return self.refused or self.running >= self.total
+
     def served_now(self) -> None:
         """This shard has claimed: the others come first when places are short."""
         self.served = self._places.tick()

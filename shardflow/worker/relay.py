@@ -17,7 +17,7 @@ from ..core.failure import to_json
 from ..core.topics import CANCEL, SUBMIT, WATCH
 from ..delivery import Delivery
 from ..delivery.courier import told_on
-from ..errors import WorkflowConflict, WorkflowNotFound
+from ..errors import ShardflowError, WorkflowConflict, WorkflowNotFound
 from ..model import ErrorInfo
 from ..storage.messages import Letter
 from ..storage.shard import Shard
@@ -25,8 +25,8 @@ from ..storage.turn import PAGE, Told
 
 log = logging.getLogger("shardflow.worker")
 
-#: Entries under way to one shard at the most; what is beyond stays in the outbox until there is room. Each has room of
-#: its own, so that a shard which is away for hours holds up none of the others. A large entry counts for several.
+#: Entries under way to one shard at the most; what is beyond stays in the outbox until there is room. Each has room
+#: of its own, so that a shard which is away for hours holds up none of the others. A large entry counts for several.
 MOST = 10_000
 LARGE = 8 << 10
 #: Seconds for which a workflow that is to be watched may be missing: it may just be submitted.
@@ -38,13 +38,22 @@ AGAIN = 1.0
 class Relay:
     """The outbox of one lease.
 
-    Arguments: `shard`; `delivery`, the worker's; `relayed`, called with entries that have arrived.
+    Arguments: `shard`; `delivery`, the worker's; `relayed`, called with entries that have arrived; `nudge`, called
+    when the outbox is to be read.
     """
 
-    def __init__(self, shard: Shard, delivery: Delivery, relayed: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        delivery: Delivery,
+        relayed: Callable[[list[int]], None],
+        nudge: Callable[[], None],
+    ) -> None:
         self._shard = shard
         self._delivery = delivery
         self._relayed = relayed
+        self._nudge = nudge
+        self._learning: asyncio.Task[None] | None = None
         self._under_way: dict[int, asyncio.Future[None]] = {}
         self._missing: dict[int, float] = {}
         self._arrived: list[int] = []
@@ -56,9 +65,13 @@ class Relay:
 
     def tell(self, told: Iterable[Told]) -> None:
         """Entries that have been written or taken over and are to be delivered now."""
+        known = self._delivery.router.known
         for entry in told:
+            if known is None:
+                self._learn()
+                return
             if entry.entry not in self._under_way:
-                shard = self._shard_of(entry.target)
+                shard = known.shard_of(entry.target)
                 if self._load[shard] >= MOST:
                     self._full.add(shard)
                 else:
@@ -92,10 +105,21 @@ class Relay:
     def behind(self) -> None:
         """There may be entries that this process does not know."""
         self._behind, self._thorough = 0, True
+        self._nudge()
 
-    def _shard_of(self, target: str) -> str:
-        known = self._delivery.router.known
-        return "" if known is None else known.shard_of(target)
+    def _learn(self) -> None:
+        """Asks for the slot map, and reads the outbox again."""
+
+        async def ask() -> None:
+            try:
+                await self._delivery.router.load()
+            except ShardflowError:
+                self._again()
+            else:
+                self.behind()
+
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.ensure_future(ask())
 
     def _post(self, entry: Told, shard: str) -> None:
         letter = Letter(entry.target, entry.topic, entry.key, entry.value, entry.error)

@@ -14,12 +14,12 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from ..app import Step, Workflow
 from ..context import current
 from ..core.branches import Branch
 from ..core.childids import Children
 from ..core.codecs import Codecs
 from ..core.failure import describe, to_json
+from ..definitions import Step, Workflow
 from ..errors import NonDeterminism, UsageError
 from ..model import Status
 from ..storage.leases import Checkpoint, Tries

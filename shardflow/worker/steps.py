@@ -11,10 +11,10 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..app import Step
 from ..context import current
 from ..core.failure import describe, from_json, to_json
 from ..core.options import MAX_SECONDS
+from ..definitions import Step
 from ..errors import SerializationError, StepFailed, StepTimeout
 from ..storage.leases import Checkpoint, Tries
 from .gather import Extra

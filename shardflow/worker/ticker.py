@@ -15,11 +15,12 @@ from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from ..app import App, Call
+from ..app import App
 from ..core import cron, schedule
 from ..core.codec import DEFAULT
 from ..core.routing import slot_of
 from ..core.schedule import Definition, Due
+from ..definitions import Call
 from ..delivery.router import Router
 from ..delivery.sender import Item, Sender
 from ..delivery.submission import make_item

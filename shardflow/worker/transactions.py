@@ -11,10 +11,10 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..app import Step, Transaction
 from ..context import current
 from ..core.failure import describe, to_json
 from ..core.retry import Retry
+from ..definitions import Step, Transaction
 from ..errors import LeaseLost, MapChanged, NonDeterminism, ShardUnavailable, StepFailed, StepTimeout
 from ..model import PoolConfig
 from ..storage.leases import Checkpoint

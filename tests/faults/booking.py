@@ -87,9 +87,9 @@ def delete_before_delivery() -> None:
 
     original = Relay._post
 
-    def post(self: Relay, entry: Any) -> None:
+    def post(self: Relay, entry: Any, *rest: Any) -> None:
         self._relayed([entry.entry])
-        original(self, entry)
+        original(self, entry, *rest)
 
     Relay._post = post  # type: ignore[method-assign]
 

@@ -29,6 +29,7 @@ from shardflow.storage.turn import Answer, Turn
 from shardflow.worker import steps
 from shardflow.worker.commit import CommitLoop
 from shardflow.worker.operations import Operations
+from shardflow.worker.worker import tune_process
 
 app = shardflow.App("kills")
 #: Where the effects of steps are written, and the mark of the kill.
@@ -337,7 +338,7 @@ def _statement(concern: str, name: str, old: str, new: str) -> None:
         found = real(asked)
         if asked != concern:
             return found
-        assert found[name].count(old) == 1
+        assert old in found[name], f"the mutant finds no {old!r} in {name!r}"
         return {**found, name: found[name].replace(old, new)}
 
     shardflow.sql.load = load  # type: ignore[assignment]
@@ -350,7 +351,7 @@ def adopt_nothing() -> None:
 
 def nothing_is_overdue() -> None:
     """Ends that were under way when their watcher was registered are not looked for."""
-    _statement("turn", "overdue", "WHERE r.late AND", "WHERE false AND r.late AND")
+    _statement("turn", "overdue", "WHERE r.late AND", "WHERE false AND")
 
 
 def wake_in_two_turns() -> None:
@@ -394,8 +395,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
 
 async def serve(orders: Orders) -> None:
     """Works until it dies."""
-    from shardflow.worker.worker import tune_process
-
     config = shardflow.load_config(orders.config)
     pinned: Sequence[str] = [shard.name for shard in config.shards]
     worker = shardflow.Worker(

@@ -70,7 +70,7 @@ _leaf = st.one_of(
     st.tuples(st.just("timeout"), st.sampled_from([0, 0.02, 0.3])),
     st.tuples(st.just("mail"), st.integers(1, 4)),
     st.tuples(st.just("bad_child"), _number),
-    # CANCEL st.tuples(st.just("cancelled"), _number),
+    st.tuples(st.just("cancelled"), _number),
 ).map(list)
 
 

@@ -94,7 +94,8 @@ async def cancel_hopeless(client: AsyncClient, config: ClusterConfig) -> None:
 def stuck(config: ClusterConfig) -> list[Any]:
     """The workflows that have not ended, and where they are."""
     query = """
-        SELECT w.id, w.name, to_jsonb(s) AS wait, r.wf AS ready, (SELECT max(lease) FROM claim c WHERE w.wf = ANY(c.wfs)),
+        SELECT w.id, w.name, to_jsonb(s) AS wait, r.wf AS ready,
+            (SELECT max(lease) FROM claim c WHERE w.wf = ANY(c.wfs)),
             (SELECT jsonb_agg(jsonb_build_array(topic, key, taken)) FROM message m WHERE m.wf = w.wf),
             (SELECT jsonb_agg(jsonb_build_array(seq, name)) FROM step p WHERE p.wf = w.wf)
         FROM workflow w LEFT JOIN wait s USING (wf) LEFT JOIN ready r USING (wf)
@@ -107,7 +108,7 @@ async def play(config: ClusterConfig, crew: Crew, batch: list[Program], seed: in
     before = crew.kills
     async with AsyncClient(config) as client:
         handles = await client.submit_many(run.call(each) for each in batch)
-        chores = [asyncio.create_task(crew.kill(seed)), asyncio.create_task(cancel_hopeless(client, config))]  # CANCEL
+        chores = [asyncio.create_task(crew.kill(seed)), asyncio.create_task(cancel_hopeless(client, config))]
         try:
             found: list[Any] = await asyncio.gather(*(handle.result(100) for handle in handles))
         except ResultTimeout:

@@ -31,7 +31,7 @@ from shardflow import (
     WorkflowFailed,
     WorkflowNotFound,
 )
-from shardflow.app import Call
+from shardflow.definitions import Call
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ async def i1_worker(config: ClusterConfig) -> None:
 
 
 def unknown_call(n: int) -> Any:
-    from shardflow.app import Call
+    from shardflow.definitions import Call
 
     return Call("unknown").set(id=f"unknown{n}")
 

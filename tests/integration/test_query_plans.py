@@ -52,6 +52,7 @@ STATEMENTS = {
     "turn.mail": ("bigint[], bigint[], integer", "'{1,2,3}', '{0,0,0}', 1000"),
     "turn.adopt": ("bigint, integer", "2, 1000"),
     "turn.overdue": ("", ""),
+    "turn.in_time": ("", ""),
     "turn.outbox": ("bigint, bigint, integer", "1, 0, 1000"),
     "turn.tried": ("bigint[], bigint[]", "'{1,2,3}', '{0,0,0}'"),
     "turn.receive": ("bigint[], bigint[]", "'{1,2,3}', '{0,0,0}'"),
@@ -124,7 +125,9 @@ def explained(config: ClusterConfig, name: str, generic: bool, values: str = "")
         if "SELECT" in values:
             row = conn.execute(f"SELECT {values}::text").fetchone()
             values = f"'{row[0]}'" if row else ""
-        row = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE it {f'({values})' if types else ''}").fetchone()
+        row = conn.execute(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE it {f'({values})' if types else ''}"
+        ).fetchone()
         assert row is not None
         plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
         return list(nodes(plan[0]["Plan"]))

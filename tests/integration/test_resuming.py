@@ -272,9 +272,7 @@ async def test_many_are_cancelled_and_resumed_by_filter_and_a_shard_that_is_away
         await shardflow.receive("go")
 
     async with AsyncClient(cluster_config) as client, running(cluster_config, app):
-        await client.submit_many(
-            waits.call(n).set(id=f"w{n}", attributes={"even": n % 2 == 0}) for n in range(40)
-        )
+        await client.submit_many(waits.call(n).set(id=f"w{n}", attributes={"even": n % 2 == 0}) for n in range(40))
         await client.submit(other, id="other")
         await until(lambda: total(cluster_config, "SELECT count(*) FROM wait") == 41)
         assert (await client.cancel_many(name="waits", attributes={"even": True}, reason="even")).count == 20

@@ -17,7 +17,7 @@ from shardflow import App, AsyncClient, ClusterConfig, Retry, SerializationError
 
 
 async def test_the_same_child_gathered_twice(shard_config: ClusterConfig) -> None:
-    app, gate = App(), Gate()
+    app = App()
 
     @app.workflow
     async def child() -> int:
@@ -316,7 +316,7 @@ async def test_what_lies_in_the_outbox_does_not_wait_for_a_free_place(make_clust
 
     here, there = ids_on(config, 0, 1)[0], ids_on(config, 1, 1)[0]
     async with AsyncClient(config) as client:
-        pinned = running(config, app, shards=["s0"], capacity=1)
+        pinned = running(config, app, shards=["s0"], concurrency=1)
         async with pinned, running(config, app, shards=["s1"]):
             await client.submit(busy, id=here)
             await until(lambda: gate.arrived == 1)
@@ -344,8 +344,8 @@ async def test_an_end_that_was_missed_is_told_however_long_nobody_was_there(shar
         rows(
             shard_config,
             "INSERT INTO watcher (wf, topic, id, late, registered_at)"
-            " SELECT wf, 'shardflow.after', 'second', true, now() - interval '1 hour' FROM workflow WHERE id = 'first'"
-            " UNION ALL SELECT wf, 'x', 'nobody', true, now() - interval '1 hour' FROM workflow WHERE id = 'second'",
+            " SELECT wf, 'shardflow.after', 'second', true, now() - interval '1 hour' FROM workflow"
+            " WHERE id = 'first'",
         )
         async with running(shard_config, app):
             assert await (await client.get("second")).result(10) is None
@@ -362,3 +362,18 @@ async def test_watchers_are_looked_at_no_longer_than_an_end_can_be_under_way(sha
             " SELECT wf, 'x', 'nobody', true, now() - interval '1 hour' FROM workflow",
         )
         await until(lambda: one(shard_config, "SELECT NOT late FROM watcher"), 10)
+
+
+async def test_who_watches_somebody_unknown_is_told_so_on_an_idle_shard_too(
+    shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardflow.worker.relay.PATIENCE", 2.5)
+    async with AsyncClient(shard_config) as client, running(shard_config, listener()):
+        await client.submit("listens", id="w")
+        await until(lambda: one(shard_config, "SELECT count(*) FROM wait") == 1)
+        rows(
+            shard_config,
+            "INSERT INTO outbox (lease, target, topic, key) VALUES (0, 'unknown', 'shardflow.watch', 'w')",
+        )
+        told = "SELECT count(*) FROM message WHERE topic = 'shardflow.after' AND error LIKE '%unknown%'"
+        await until(lambda: one(shard_config, told.replace("%", "%%")) == 1, 15)
