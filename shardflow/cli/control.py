@@ -12,14 +12,14 @@ from ..client.aio import AsyncClient
 from ..model import Bulk
 from .filters import asked_for, filter_options
 from .output import OK, UNREACHABLE, emit_json, say, table
-from .settings import Settings, json_option, pass_settings
+from .settings import Command, Settings, json_option, pass_settings
 
 T = TypeVar("T")
 
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--reason", metavar="TEXT", help="What whoever awaits them is told.")
 @filter_options
@@ -47,7 +47,7 @@ def cancel(
     )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
 @_yes
@@ -73,7 +73,7 @@ def resume(settings: Settings, /, ids: tuple[str, ...], yes: bool, as_json: bool
     )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @_yes
 @json_option
@@ -86,7 +86,7 @@ def restart(settings: Settings, ids: tuple[str, ...], yes: bool, as_json: bool) 
     _each(settings, "restarted", ids, as_json, lambda client, id: client.restart(id))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("id")
 @click.option(
     "--from-step",

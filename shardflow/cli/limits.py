@@ -10,10 +10,10 @@ from ..storage import limits as stored
 from ..storage.limits import LimitRow
 from .ask import ask_all
 from .output import emit_json, table
-from .settings import Settings, json_option, pass_settings
+from .settings import Command, Settings, json_option, pass_settings
 
 
-@click.command(name="limits")
+@click.command(name="limits", cls=Command)
 @json_option
 @pass_settings
 def limits(settings: Settings, as_json: bool) -> None:

@@ -33,9 +33,9 @@ from .settings import Command, Settings, pass_settings
 @click.option("--shards", type=click.IntRange(1, 16), default=2, show_default=True, help="Servers, a shard on each.")
 @pass_settings
 def run(settings: Settings, file: Path, shards: int) -> None:
-    """Run the program FILE, which defines `app` and `main(client)`, on Postgres servers of its own.
+    """Run an example program on Postgres servers of its own.
 
-    Nothing stays behind. The examples of docs/guide.md are such programs.
+    FILE defines `app` and `main(client)`. Nothing stays behind. The examples of docs/guide.md are such programs.
     """
     settings.log()
     module = load(file)

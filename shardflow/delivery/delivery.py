@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from ..core.codec import DEFAULT
@@ -26,8 +26,9 @@ from .submission import make_item, unpack, untyped
 _BACKOFF = Retry(attempts=2, initial=0.1, factor=2.0, maximum=5.0, jitter=0.3)
 _random = random.SystemRandom()
 
-#: Submissions that go in one bulk statement at the most.
+#: Submissions, and bytes of their inputs, that go in one bulk statement: where it would be more they go in several.
 BATCH = 2_000
+BATCH_BYTES = 8 << 20
 
 
 def drawing(router: Router, slot_map: SlotMap) -> Callable[[], str]:
@@ -95,7 +96,9 @@ class Delivery:
                 parts: dict[str, list[Item]] = {}
                 for item in items:
                     parts.setdefault(slot_map.owners[item.slot], []).append(item)
-                await asyncio.gather(*(self._gather(shard, part) for shard, part in parts.items()))
+                await asyncio.gather(
+                    *(self._gather(shard, bulk) for shard, part in parts.items() for bulk in _bulks(part))
+                )
                 return
             except ShardflowError as error:
                 if not error.retryable:
@@ -119,9 +122,9 @@ class Delivery:
         waiting = self._gathered[shard]
         while waiting:
             batch = [waiting.pop(0)]
-            rows = len(batch[0][0])
-            while waiting and rows + len(waiting[0][0]) <= BATCH:
-                rows += len(waiting[0][0])
+            rows, size = len(batch[0][0]), _size(batch[0][0])
+            while waiting and rows + len(waiting[0][0]) <= BATCH and size + _size(waiting[0][0]) <= BATCH_BYTES:
+                rows, size = rows + len(waiting[0][0]), size + _size(waiting[0][0])
                 batch.append(waiting.pop(0))
             try:
                 await self.sender.send([item for items, _ in batch for item in items])
@@ -145,6 +148,24 @@ class Delivery:
             else:
                 for _, done in batch:
                     _answer(done, None)
+
+
+def _size(items: Sequence[Item]) -> int:
+    return sum(len(item.input) for item in items)
+
+
+def _bulks(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The items in parts that a server takes in one statement."""
+    bulk: list[Item] = []
+    size = 0
+    for item in items:
+        if bulk and (len(bulk) >= BATCH or size + len(item.input) > BATCH_BYTES):
+            yield bulk
+            bulk, size = [], 0
+        bulk.append(item)
+        size += len(item.input)
+    if bulk:
+        yield bulk
 
 
 def _answer(done: asyncio.Future[None], error: Exception | None) -> None:

@@ -203,10 +203,6 @@ WHERE CASE WHEN o.wf IS NULL THEN coalesce(p.claims + p.others, 0) <> 1 ELSE p.o
 ORDER BY w.wf LIMIT 100
 
 -- name: outbox
--- The rows of the outbox, up to a bound, and the oldest by its first column that is a time. Parameters: bound.
-SELECT count(*), max(date_part('epoch', clock_timestamp() - (to_jsonb(o) ->> t.name)::timestamptz))
-FROM (SELECT * FROM {schema}.outbox LIMIT %s) o LEFT JOIN (
-    SELECT attname AS name FROM pg_attribute
-    WHERE attrelid = '{schema}.outbox'::regclass AND atttypid = 'timestamptz'::regtype AND NOT attisdropped
-    ORDER BY attnum LIMIT 1
-) t ON true
+-- The rows of the outbox, up to a bound, and the age of the oldest of them in seconds. Parameters: bound.
+SELECT count(*), coalesce(date_part('epoch', clock_timestamp() - min(written_at)), 0)
+FROM (SELECT written_at FROM {schema}.outbox ORDER BY lease, entry LIMIT %s) o

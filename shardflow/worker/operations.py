@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 from ..context import current
 from ..core.branches import CALL_BITS, passed
@@ -61,6 +62,7 @@ class Operations:
 
     __slots__ = ()
     starting: list[Children] | None
+    timers: WeakSet[asyncio.TimerHandle] | None
 
     # -- values that are recorded
 
@@ -104,6 +106,12 @@ class Operations:
         await self.rest(left)
         if recorded is not None:
             self.behind(max(recorded.at, until or 0.0))
+
+    def set_timer(self: Run, timer: asyncio.TimerHandle) -> None:  # type: ignore[misc]
+        """See `context.Runtime`."""
+        if self.timers is None:
+            self.timers = WeakSet()
+        self.timers.add(timer)
 
     async def rest(self: Run, seconds: float) -> None:  # type: ignore[misc]
         """Waits durably for so many seconds from now."""

@@ -217,12 +217,6 @@ class Run(Operations):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def set_timer(self, timer: asyncio.TimerHandle) -> None:
-        """A timer of the event loop's that the workflow's code has set."""
-        if self.timers is None:
-            self.timers = WeakSet()
-        self.timers.add(timer)
-
     async def _main(self) -> None:
         codec = self.workflow.codec
         try:

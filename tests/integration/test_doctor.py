@@ -152,7 +152,7 @@ async def test_a_healthy_cluster_is_well_to_an_ordinary_role(binaries: Path | No
                 answer = await asyncio.to_thread(doctor, config, *words)
                 assert (answer.code, answer.bad) == (0, {}), answer.bad
         told = {f["check"] for f in answer.data["findings"]}
-        assert {c.__name__ for c in (*checkup_server.CHECKS, *checkup_work.CHECKS)} - told == {"outbox"}
+        assert {c.__name__ for c in (*checkup_server.CHECKS, *checkup_work.CHECKS)} <= told
         assert {"clock", "connections", "slots"} <= told
     finally:
         await asyncio.to_thread(servers.stop)
@@ -659,11 +659,10 @@ async def test_dead_rows_that_no_vacuum_removes(
 
 
 def test_an_outbox_that_is_not_emptied(shard_config: ClusterConfig, doctor: Doctor) -> None:
-    run_sql(shard_config, "CREATE TABLE outbox (id bigint, body bytea, made timestamptz, due timestamptz)")
+    written = "INSERT INTO outbox (lease, target, topic, written_at) VALUES (0, 'w', 't', now() - interval '%s min')"
+    run_sql(shard_config, written % 0)
     assert "outbox" not in doctor(shard_config).bad
-    run_sql(
-        shard_config, "INSERT INTO outbox VALUES (1, 'x', now(), now()), (2, 'x', now() - interval '5 min', now())"
-    )
+    run_sql(shard_config, written % 5)
     assert doctor(shard_config).bad["outbox"]["found"] == "the oldest of 2 rows in the outbox is 5 min old"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from support.work import Gate, ids_on, running
 
 import shardflow
 from shardflow import App, AsyncClient, ClusterConfig, Retry, SerializationError
+from shardflow.delivery.sender import Item, Sender
 
 
 async def test_the_same_child_gathered_twice(shard_config: ClusterConfig) -> None:
@@ -377,3 +379,29 @@ async def test_who_watches_somebody_unknown_is_told_so_on_an_idle_shard_too(
         )
         told = "SELECT count(*) FROM message WHERE topic = 'shardflow.after' AND error LIKE '%unknown%'"
         await until(lambda: one(shard_config, told.replace("%", "%%")) == 1, 15)
+
+
+async def test_children_with_large_inputs_are_not_one_statement(
+    shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, sizes = App(), list[int]()
+    send = Sender.send
+
+    async def measured(self: Sender, items: Sequence[Item]) -> None:
+        sizes.append(sum(len(item.input) for item in items))
+        await send(self, items)
+
+    @app.workflow
+    async def child(text: str) -> int:
+        return len(text)
+
+    @app.workflow
+    async def parent() -> int:
+        return sum(await shardflow.gather(await shardflow.start_many(child, ["x" * 1_000] * 50)))
+
+    async with AsyncClient(shard_config) as client, running(shard_config, app):
+        monkeypatch.setattr("shardflow.delivery.delivery.BATCH_BYTES", 10_000)
+        handle = await client.submit(parent)
+        monkeypatch.setattr(Sender, "send", measured)
+        assert await handle.result(20) == 50_000
+    assert max(sizes) <= 10_000

@@ -33,7 +33,7 @@ def test_colocated_children_share_the_parents_routing_key_or_are_refused(parent:
     try:
         children = Children.of(parent, 3, [None, None], True, True)
     except InvalidInput:
-        assert "}" in parent or len(parent.encode()) > MAX_ID_BYTES // 2
+        assert set("{}") & set(parent) or len(parent.encode()) > MAX_ID_BYTES // 2
     else:
         assert {routing_key(id) for id in children.ids} == {routing_key(parent)}
 

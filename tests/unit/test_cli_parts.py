@@ -61,7 +61,7 @@ def test_every_command_is_described_and_takes_the_shared_options(path: tuple[str
     options = {name for parameter in command.params for name in parameter.opts}
     assert command.help
     assert {"--config", "-c", "--log-format", "--log-level", "-v"} <= options
-    assert ("--json" in options) == (path not in {("worker", "run"), ("rebalancer", "run"), ("dev",)})
+    assert ("--json" in options) == (path not in {("worker", "run"), ("rebalancer", "run"), ("dev",), ("run",)})
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, parameter.name

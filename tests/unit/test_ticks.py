@@ -156,8 +156,8 @@ def test_a_workflow_gets_the_time_where_it_cannot_be_called_without() -> None:
         ({"when": 1.5}, "whole seconds"),
         ({"when": -1}, "0 or more"),
         ({"zone": "Mars/Base"}, "no time zone"),
-        ({"options": Options(id="x")}, "id and after"),
-        ({"options": Options(after=("x",))}, "id and after"),
+        ({"options": Options(id="x")}, "leave out id, after"),
+        ({"options": Options(after=("x",))}, "leave out id, after"),
     ],
 )
 def test_what_cannot_be_a_schedule_is_refused(wrong: dict[str, Any], said: str) -> None:
