@@ -14,7 +14,8 @@ from support.look import assert_i1, one, rows, total, until
 from support.work import Gate, ids_on, running
 
 import shardflow
-from shardflow import App, AsyncClient, ClusterConfig, Retry, SerializationError
+from shardflow import App, AsyncClient, ClusterConfig, InvalidInput, Retry, SerializationError
+from shardflow.core.options import Options
 from shardflow.delivery.sender import Item, Sender
 
 
@@ -178,29 +179,9 @@ async def test_a_pause_before_a_retry_longer_than_the_shard_can_add_harms_nobody
         assert await (await client.submit(good)).result(10) == "good"
 
 
-async def test_a_child_that_the_server_refuses_harms_no_other_start(shard_config: ClusterConfig) -> None:
-    app = App()
-
-    @app.workflow
-    async def child(n: int) -> int:
-        return n
-
-    @app.workflow
-    async def bad() -> int:
-        handle = await shardflow.start(child.call(1).set(attributes={"a": "\ud800"}))
-        return await handle.result()
-
-    @app.workflow
-    async def good(n: int) -> int:
-        return await (await shardflow.start(child, n)).result()
-
-    async with AsyncClient(shard_config) as client:
-        handles = [await client.submit(good, n) for n in range(20)]
-        handles.insert(10, await client.submit(bad))
-        async with running(shard_config, app):
-            done = await asyncio.gather(*(handle.result(20) for handle in handles), return_exceptions=True)
-    failed = [each for each in done if isinstance(each, Exception)]
-    assert len(failed) <= 1, failed
+def test_attributes_that_no_shard_could_store_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="surrogate"):
+        Options(attributes={"a": "\ud800"})
 
 
 async def test_an_error_of_an_operation_is_the_same_on_replay(shard_config: ClusterConfig) -> None:
@@ -220,37 +201,6 @@ async def test_an_error_of_an_operation_is_the_same_on_replay(shard_config: Clus
 
     async with AsyncClient(shard_config) as client, running(shard_config, app):
         assert await (await client.submit(work)).result(10) == "caught"
-
-
-async def test_a_task_that_outlives_its_run_takes_nothing_from_the_next_one(shard_config: ClusterConfig) -> None:
-    app, runs, stop = App(), [0], [False]
-
-    @app.workflow
-    async def work() -> str:
-        runs[0] += 1
-
-        async def stubborn() -> None:
-            while not stop[0]:
-                try:
-                    await shardflow.receive("x")
-                except asyncio.CancelledError:
-                    await asyncio.sleep(0.01)
-
-        task = asyncio.create_task(stubborn())
-        value: str = await shardflow.receive("y")
-        stop[0] = True
-        task.cancel()
-        return value
-
-    async with AsyncClient(shard_config) as client, running(shard_config, app):
-        handle = await client.submit(work, id="w")
-        for n in range(3):
-            await until(lambda: one(shard_config, "SELECT count(*) FROM wait") == 1, 10)
-            await client.send("w", "x", n)
-            await until(lambda n=n: runs[0] == n + 2, 10)
-        await until(lambda: one(shard_config, "SELECT count(*) FROM wait") == 1, 10)
-        await client.send("w", "y", "end")
-        assert await handle.result(10) == "end"
 
 
 async def test_a_message_in_a_transaction_that_sees_an_older_state_wakes_its_receiver(
