@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import shardflow.storage.turn as turns
 
@@ -18,9 +17,10 @@ from ..delivery import Delivery
 from ..model import Status
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Answer, Claimed, ClaimWanted, Fence, Refused, Turn, WaitRow
+from .alarm import Alarm
 from .claims import BUSY, IDLE_LOOK, Claims
 from .control import Control
-from .gather import Extra, Gathered, Pending
+from .gather import Doubt, Extra, Gathered, Pending
 from .idle import Idle
 from .limits import Limits
 from .places import Place
@@ -35,19 +35,8 @@ log = logging.getLogger("shardflow.worker")
 #: Seconds that a turn may remain unanswered before its connection is given up; never more than the lease's TTL.
 PATIENCE = 30.0
 
-#: Due workflows woken in one turn at the most, and seconds between looks for them while busy.
+#: Due workflows woken in one turn at the most.
 WAKE = 1_000
-WAKE_EVERY = 0.5
-#: Seconds until the next suspended workflow is due where none is known.
-FAR = 3600.0
-
-
-@dataclass(slots=True)
-class Doubt:
-    """A turn whose answer was lost: committed or not."""
-
-    gathered: Gathered
-    turn: Turn
 
 
 class CommitLoop:
@@ -95,9 +84,7 @@ class CommitLoop:
         self.control = Control(self, self._pending.open, lanes)
         self._awake = asyncio.Event()
         self._begin = begin
-        self._woke_at = 0.0
-        self._due_at = 0.0
-        self._overdue = True
+        self._alarm = Alarm(self.loop)
         self._clock = (0.0, 0.0)
 
     # -- what runs call
@@ -161,7 +148,7 @@ class CommitLoop:
         self._forget(run)
         self._place.freed()
         row = self.control.limited(run, row)
-        self._due_in(row[1])
+        self._alarm.due_in(row[1])
         self._pending.open().add_wait(row)
         self._awake.set()
 
@@ -272,9 +259,8 @@ class CommitLoop:
                 turn.bell = self.claims.bell()
             # With all places taken as well: what lies in the outbox must not wait until one of them is free.
             looks = turn.claim is not None or self._place.taken_up
-            if looks and (self._overdue or now - self._woke_at >= WAKE_EVERY):
+            if looks and self._alarm.rings(now):
                 turn.wake, turn.adopt = WAKE, True
-                self._overdue, self._woke_at = False, now
             turn.outbox = self.relay.wanted
         self.control.ask(turn, self.loop.time())
         turn.mail = self.idle.asked()
@@ -334,15 +320,9 @@ class CommitLoop:
         if turn.outbox is not None:
             self.relay.page(turn.outbox, answer.page)
         if turn.wake:
-            self._due_in(answer.next_due, replace=True)
+            self._alarm.next_is(answer.next_due, more=answer.woken >= turn.wake)
             if answer.woken:
                 self.claims.look()
-                self._overdue = answer.woken >= turn.wake
-
-    def _due_in(self, seconds: float | None, *, replace: bool = False) -> None:
-        """When the next suspended workflow's time comes, as far as is known."""
-        at = self.loop.time() + (FAR if seconds is None else max(0.0, seconds))
-        self._due_at = at if replace else min(at, self._due_at)
 
     async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> int:
         """The server refused the batch; answers how many workflows failed, none where it was the claim."""
@@ -383,34 +363,19 @@ class CommitLoop:
             self.idle.forget(run)
         self.control.forget(run)
         if self.runs.pop(run.wf, None) is not None:
-            if run.blocking and run.thread is not None and not run.thread.done():
-                # A thread cannot be stopped: the place is free when it has ended.
-                run.thread.add_done_callback(lambda _: self._call_soon(self._vacate))
-            else:
-                self._place.running -= 1
+            self._place.left(run.thread if run.blocking else None, self.loop)
         run.closed = True
         if close:
             run.close()
         elif run.tasks:
             run.end_tasks()
 
-    def _vacate(self) -> None:
-        self._place.running -= 1
-        self._place.freed()
-        self.wake()
-
-    def _call_soon(self, callback: Callable[[], None]) -> None:
-        try:
-            self.loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            pass  # the loop is closed: the worker has ended
-
     async def _sleep(self, conn: Conn) -> None:
         self._awake.clear()
         now = self.loop.time()
         patience = IDLE_LOOK if self.leaving else self.claims.patience(now)
         if not self.leaving:
-            patience = min(patience, max(0.001, self._due_at - now))
+            patience = min(patience, self._alarm.patience(now))
         patience = min(patience, self.control.patience(now))
         try:
             # Not wait_for, which before Python 3.12 can swallow a cancellation.
@@ -423,15 +388,12 @@ class CommitLoop:
                     self.control.heed(await turns.cancelled(self.shard, conn))
             if self.leaving:
                 return
-            if now >= self._due_at:  # somebody's time has come
-                self._due_at = now + WAKE_EVERY
-                self._overdue = True
+            if self._alarm.goes_off(now):  # somebody's time has come
                 self.claims.look()
             elif self.claims.settled:
                 async with self.shard.deadline(conn, self._patience, "a look at the queues"):
                     found, due = await turns.probe(self.shard, conn, [*self._lanes, *self.control.lanes])
+                self._alarm.next_is(due, more=found)
                 if found:
-                    self._overdue = True
                     self.claims.look()
-                self._due_in(due, replace=True)
                 self.claims.rest(self.loop.time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..storage.turn import EventRow, OutcomeRow, RetryRow, StepRow, Turn, WaitRow
@@ -178,6 +179,14 @@ class Gathered:
         self.severed.update(other.severed)
         self.bytes += other.bytes
         self.room = 0 if self.bytes > MAX_BYTES else self.room - (MAX_ROWS - other.room)
+
+
+@dataclass(slots=True)
+class Doubt:
+    """A turn whose answer was lost: committed or not."""
+
+    gathered: Gathered
+    turn: Turn
 
 
 class Pending:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 from collections.abc import Callable
 
 from ..core.capacity import divide
@@ -48,6 +50,25 @@ class Place:
     def freed(self) -> None:
         """Places became free: shards that were refused may look again."""
         self._places.wake_refused(self)
+
+    def left(self, thread: concurrent.futures.Future[object] | None, loop: asyncio.AbstractEventLoop) -> None:
+        """A workflow runs here no more. Its thread, if it has one, cannot be stopped: the place is free when that has
+        ended."""
+        if thread is None or thread.done():
+            self.running -= 1
+        else:
+            thread.add_done_callback(lambda _: self._soon(loop))
+
+    def _soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.call_soon_threadsafe(self._vacate)
+        except RuntimeError:
+            pass  # the loop is closed: the worker has ended
+
+    def _vacate(self) -> None:
+        self.running -= 1
+        self.freed()
+        self._wake()
 
     def leave(self) -> None:
         """Gives the part up for good."""
