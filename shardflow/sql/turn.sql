@@ -10,10 +10,9 @@ INSERT INTO {schema}.step (wf, seq, attempts, name, output, error)
 SELECT unnest(%s), unnest(%s), unnest(%s), unnest(%s), unnest(%s), unnest(%s)
 
 -- name: outcomes
--- Ends workflows; a second end fails on the primary key.
--- Parameters, arrays of one length: wfs, statuses, outputs, errors.
-INSERT INTO {schema}.outcome (wf, status, output, error)
-SELECT unnest(%s), unnest(%s), unnest(%s), unnest(%s)
+-- Ends workflows; a second end fails on the primary key. Writes what follows elsewhere, and answers it.
+-- Parameters, arrays of one length: wfs, statuses, outputs, errors; then the lease.
+SELECT entry, target, topic, key, value, error FROM {schema}.end_all(%s, %s, %s, %s, %s)
 
 -- name: retries
 -- Remembers that steps have failed and are to be tried again, with the last error.
@@ -43,10 +42,6 @@ WHERE m.wf = given.wf AND m.seq = given.seq AND m.key IS NOT NULL
 -- Sets events; the latest value stays. Parameters, arrays of one length: wfs, keys, values, without repetition.
 INSERT INTO {schema}.event (wf, key, value) SELECT unnest(%s), unnest(%s), unnest(%s)
 ON CONFLICT (wf, key) DO UPDATE SET value = EXCLUDED.value, set_at = now()
-
--- name: ended
--- Writes what follows elsewhere from the ends of this turn, and answers it. Parameters: wfs, lease.
-SELECT entry, target, topic, key, value, error FROM {schema}.ended(%s, %s)
 
 -- name: cancel_children
 -- Has the children cancelled of workflows that end otherwise than by their own code, and answers it; forgets what was asked of
@@ -168,7 +163,8 @@ WITH gone AS (
     INSERT INTO {schema}.claim (lease, batch, wfs, attempts)
     SELECT %s, %s, array_agg(wf), array_agg(attempt) FROM gone HAVING count(*) > 0
 )
-SELECT gone.wf, w.id, w.name, w.input, gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq, w.options
+SELECT gone.wf, w.id, w.name, w.input, gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq, w.options,
+    EXISTS (SELECT FROM {schema}.cancel)
 FROM gone, LATERAL (
     SELECT id, name, input, options FROM {schema}.workflow WHERE wf = gone.wf LIMIT 1
 ) w

@@ -42,6 +42,7 @@ class Claimed(NamedTuple):
     priority: int
     seq: int
     options: dict[str, Any] | None = None
+    heed: bool = True  # whether something may have to be cancelled
 
 
 class Told(NamedTuple):
@@ -220,8 +221,8 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
             await _side_effects(conn, sql, turn)
         if turn.outcomes:
             wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
-            await execute(sql["outcomes"], (Int8s(wfs), Texts(statuses), Byteas(outputs), Texts(errors)))
-            told = await execute(sql["ended"], (Int8s(wfs), fence.lease), binary=True)
+            ends = (Int8s(wfs), Texts(statuses), Byteas(outputs), Texts(errors), fence.lease)
+            told = await execute(sql["outcomes"], ends, binary=True)
         if turn.severed:
             parameters: Any = (Int8s(turn.severed), Texts(turn.orphans), fence.lease)
             severed = await execute(sql["cancel_children"], parameters, binary=True)
@@ -262,7 +263,7 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
                     suspects = await execute(sql["claim"], parameters, binary=True)
         if turn.frees and not turn.claim:
             await execute(shard.statements("submit")["ring"])
-        if turn.claim or turn.heed:
+        if turn.heed:
             cancelled = await execute(sql["cancelled"])
         if turn.adopt:
             await execute(sql["overdue"])

@@ -282,12 +282,13 @@ class CommitLoop:
             return
         self.doubt = None
         self.settle(gathered)
+        if (rows := answer.claimed or answer.suspects) and answer.cancelled is None:
+            answer.cancelled = await turns.cancelled(self.shard, conn) if rows[0].heed else ()  # mostly none
         self._heed(turn, answer)
         if turn.bell is not None:
             self.claims.bell_is(turn.bell)
         if turn.claim is not None:
-            now = self.loop.time()
-            claimed = answer.claimed
+            now, claimed = self.loop.time(), answer.claimed
             self.claims.got(turn.claim, claimed, now, now - began)
             if turn.claim.limited:
                 self.limits.saw(answer.limits)

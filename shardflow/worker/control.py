@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shardflow.worker")
 
-#: Seconds between looks at what is to be cancelled, where no claim is made that looks anyway.
+#: Seconds between looks at what is to be cancelled; a claim that took something says whether there is any, too.
 LOOK = 0.5
 #: Seconds between looks into the lanes of suspects.
 SUSPECT_LOOK = 0.25
@@ -71,9 +71,8 @@ class Control:
 
     def ask(self, turn: Turn, now: float) -> None:
         """Lets a turn that takes place look, and claim a suspect where there is none here."""
-        if turn.claim is None:
-            turn.heed = self.due(now)
-        elif not self._suspects and now >= self._suspects_at:
+        turn.heed = self.due(now)
+        if turn.claim is not None and not self._suspects and now >= self._suspects_at:
             self._suspects_at = now + SUSPECT_LOOK
             marks = [START] * len(self._lanes)
             number = self._commit.receipts.number()
