@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Any
 
-from faults import kill_app
+from faults import kill_app, kill_mutants
 from faults.kill_app import app, effect
 
 import shardflow
@@ -78,12 +78,12 @@ def together() -> None:
 
 def cancel_children_later() -> None:
     """The cancels of children are written behind the turn that ends the parent."""
-    kill_app._in_a_turn_of_its_own("severed")
+    kill_mutants.in_a_turn_of_its_own("severed")
 
 
 def forget_later() -> None:
     """What was recorded is forgotten behind the turn in which the workflow begins anew."""
-    kill_app._in_a_turn_of_its_own("anew")
+    kill_mutants.in_a_turn_of_its_own("anew")
 
 
 kill_app.TURNS["ended"] = lambda turn, _, name: any(row[1] == name for row in turn.outcomes)

@@ -93,7 +93,7 @@ def send_without_key() -> None:
     Delivery.send = send  # type: ignore[method-assign]
 
 
-def _in_a_turn_of_its_own(part: str) -> None:
+def in_a_turn_of_its_own(part: str) -> None:
     real = turns.commit
 
     async def commit(shard: Any, conn: Any, fence: Any, turn: Turn) -> Answer:
@@ -108,12 +108,12 @@ def _in_a_turn_of_its_own(part: str) -> None:
 
 def take_messages_later() -> None:
     """A message is taken behind the turn with its checkpoint."""
-    _in_a_turn_of_its_own("received")
+    in_a_turn_of_its_own("received")
 
 
 def set_events_later() -> None:
     """An event is set behind the turn with its checkpoint."""
-    _in_a_turn_of_its_own("events")
+    in_a_turn_of_its_own("events")
 
 
 def children_under_new_ids() -> None:
