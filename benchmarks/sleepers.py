@@ -28,6 +28,8 @@ import yaml
 from _sleepers_app import listens, naps
 
 from shardflow import AsyncClient, ClusterConfig, ShardConfig
+from shardflow.bench import results
+from shardflow.bench.meters import environment
 from shardflow.embedded import Servers
 from shardflow.storage import cluster
 
@@ -155,17 +157,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000, help="suspended workflows in each part")
     parser.add_argument("--rate", type=float, default=2_000.0, help="due a second in the second part")
     parser.add_argument("--messages", type=int, default=20_000, help="suspended workflows in the third part")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures here, for `bench report`")
     arguments = parser.parse_args()
     if arguments.count < 1 or arguments.messages < 1 or arguments.rate <= 0:
         parser.error("numbers must be above 0")
     answer: dict[str, Any] = {"count": arguments.count}
     with Servers(1, settings={"shared_buffers": "512MB", "max_wal_size": "4GB"}) as servers:
+        surroundings = asyncio.run(environment(ClusterConfig("sleepers", (ShardConfig("s0", servers[0].dsn),))))
         with stand(servers, "sleepers_at_once") as at:
             answer["at_once"] = asyncio.run(at_once(at, arguments.count))
         with stand(servers, "sleepers_one_by_one") as at:
             answer["one_by_one"] = asyncio.run(one_by_one(at, arguments.count, arguments.rate))
         with stand(servers, "sleepers_by_message") as at:
             answer["by_message"] = asyncio.run(by_message(at, arguments.messages))
+    if arguments.out is not None:
+        options = {"count": arguments.count, "rate": arguments.rate, "messages": arguments.messages}
+        results.write(arguments.out, "sleepers", {"environment": surroundings, "options": options, "figures": answer})
     print(json.dumps(answer, indent=2))
 
 

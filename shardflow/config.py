@@ -25,10 +25,12 @@ from shardflow.model import (
     PayloadConfig,
     PoolConfig,
     RebalanceConfig,
+    RetentionConfig,
     ShardConfig,
 )
 
 MAX_SLOTS = 65_536
+_KEYS = ("name", "slots", "shards", "lease", "pool", "rebalance", "payload", "retention")
 #: Bytes that a payload's limits may be set to. A worker holds many payloads at once, and a server takes a message
 #: of less than 1 GB.
 MIN_PAYLOAD, MAX_PAYLOAD = 1 << 10, 128 << 20
@@ -36,10 +38,10 @@ MIN_PAYLOAD, MAX_PAYLOAD = 1 << 10, 128 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DSN = re.compile(r"postgres(?:ql)?://.*|.*\w\s*=.*", re.DOTALL)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|kB|MB)")
 _BYTES = {"B": 1, "kB": 1000, "KiB": 1 << 10, "MB": 1_000_000, "MiB": 1 << 20}
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|(\{))")
 
 _T = TypeVar("_T")
@@ -80,7 +82,7 @@ def parse(data: object, source: str, env: Mapping[str, str] | None = None) -> Cl
     `source` stands in front of every message; `env` as for `load`. Raises `ConfigError`.
     """
     reader = _Reader(source, os.environ if env is None else env)
-    top = reader.section(data, "", ("name", "slots", "shards", "lease", "pool", "rebalance", "payload"))
+    top = reader.section(data, "", _KEYS)
     name = top.get("name", reader.name)
     slots = top.get("slots", reader.integer(1, MAX_SLOTS), 1024)
     shards = _shards(reader, top)
@@ -92,6 +94,7 @@ def parse(data: object, source: str, env: Mapping[str, str] | None = None) -> Cl
         pool=_pool(top),
         rebalance=_rebalance(top),
         payload=_payload(top),
+        retention=_retention(top),
     )
 
 
@@ -194,6 +197,13 @@ def _payload(top: _Section) -> PayloadConfig:
     if payload.max_decoded < size:
         raise reader.error("payload.max_decoded", f"is {payload.max_decoded:,}, less than max_size ({size:,})")
     return payload
+
+
+def _retention(top: _Section) -> RetentionConfig:
+    kinds = ("succeeded", "failed", "cancelled", "dead")
+    section = top.section("retention", kinds)
+    ages = {kind: section.get(kind, section.reader.duration_or_never, math.inf) for kind in kinds}
+    return RetentionConfig(**{kind: age for kind, age in ages.items() if age < math.inf})
 
 
 class _Loader(yaml.SafeLoader):
@@ -313,6 +323,9 @@ class _Reader:
 
     def size_or_never(self, path: str, value: object) -> int:
         return NEVER if self._retyped(path, value) == "never" else self.size(path, value)
+
+    def duration_or_never(self, path: str, value: object) -> float:
+        return math.inf if self._retyped(path, value) == "never" else self.duration(path, value)
 
     def _retyped(self, path: str, value: object) -> Any:
         """A value where text with a variable in it counts as what it would be had it been written out."""

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from .core.branches import Branch
     from .core.codecs import Codecs
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Runtime(Protocol):
     this module. Each operation takes its number when it is called, and happens when its coroutine is awaited."""
 
     id: str
+    branch: Branch
     attempt: int
     queue: str
     blocking: bool

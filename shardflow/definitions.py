@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from .context import current
@@ -47,7 +47,7 @@ class Call(Generic[T]):
 
     def set(self, **options: Any) -> Call[T]:
         """The same call with other options, see `Options`: `checkout.call(o).set(id="order-1", delay=60)`."""
-        return replace(self, options=self.options.changed(**options))
+        return Call(self.workflow, self.args, self.kwargs, self.options.changed(**options))
 
 
 class _Definition(Generic[P, R]):
@@ -77,6 +77,8 @@ class Step(_Definition[P, R]):
         super().__init__(function, name)
         self.retry = retry
         self.timeout = timeout
+        #: Whether one try is nothing but awaiting the function.
+        self.plain = self.is_async and timeout is None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a workflow: runs under a checkpoint, with retries. Elsewhere: just runs."""

@@ -108,6 +108,19 @@ class PayloadConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """Seconds for which workflows are kept after they have ended so; None: for ever.
+
+    Then a workflow is deleted with all that is recorded of it, and its id is free: submitted again, it runs again.
+    """
+
+    succeeded: float | None = None
+    failed: float | None = None
+    cancelled: float | None = None
+    dead: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """A named set of shards and a fixed number of slots."""
 
@@ -118,6 +131,7 @@ class ClusterConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     rebalance: RebalanceConfig = field(default_factory=RebalanceConfig)
     payload: PayloadConfig = field(default_factory=PayloadConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def shard(self, name: str) -> ShardConfig:
         for shard in self.shards:
@@ -203,11 +217,13 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many workflows there are; `unreachable` are the shards that are not in the numbers, and why."""
+    """How many workflows there are; `unreachable` are the shards that are not in the numbers, and why; `rough`, the
+    statuses whose numbers are only about right."""
 
     total: int
     by_status: Mapping[Status, int]
     unreachable: Mapping[str, str]
+    rough: frozenset[Status] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

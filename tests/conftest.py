@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support import memory
 from support.lab import LEASE, POOL, Lab
 
 from shardflow import AsyncClient, ClusterConfig, LeaseConfig, PoolConfig
@@ -20,13 +22,24 @@ settings.register_profile("any pace", deadline=None, suppress_health_check=[Heal
 settings.load_profile("any pace")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, so that at the end no process works on one while the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """Three servers with the embedded defaults: durable, fsync on."""
     settings = {"max_connections": "100", "shared_buffers": "64MB"}
     if sys.platform == "linux":
         settings["recovery_init_sync_method"] = "syncfs"  # quick recovery, however many databases tests have left
-    with Servers(3, settings=settings) as started:
+    with memory.servers(3, settings) as started:
         yield started
 
 

@@ -61,8 +61,8 @@ def ground(config: Path | None, shards: int | None, settings: Mapping[str, str])
 async def fresh_cluster(ground: Ground) -> AsyncIterator[ClusterConfig]:
     """A new, empty cluster on the servers; dropped at the end of the block."""
     schema = f"shardflow_bench_{secrets.token_hex(4)}"
-    # Equal weights, so that every shard gets its share of the load.
-    shards = tuple(replace(shard, schema=schema, weight=1.0) for shard in ground.shards)
+    # Equal weights, so that every shard gets its share of the load; no labels, as the bench's workers have none.
+    shards = tuple(replace(shard, schema=schema, weight=1.0, labels=()) for shard in ground.shards)
     config = replace(ground.template, name="bench", shards=shards)
     try:
         await cluster.init(config)

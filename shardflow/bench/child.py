@@ -44,7 +44,8 @@ def main() -> int:
         _say(answers, _floor(spec["floor"]))
         return 0
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_Served(answers, spec["timed"]).run(_config(spec["config"]), spec["concurrency"]))
+        served = _Served(answers, spec["timed"])
+        runner.run(served.run(_config(spec["config"]), spec["concurrency"], spec["shards"], spec["queues"]))
     return 0
 
 
@@ -107,7 +108,9 @@ class _Served:
         self._idle: tuple[float, float] | None = None
         self._noted = 0
 
-    async def run(self, config: ClusterConfig, concurrency: int | None) -> None:
+    async def run(
+        self, config: ClusterConfig, concurrency: int | None, shards: list[str] | None, queues: list[str] | None
+    ) -> None:
         loop = asyncio.get_running_loop()
 
         def heard(line: str) -> None:
@@ -117,7 +120,7 @@ class _Served:
                 pass
 
         _on_lines(heard)
-        worker = Worker(config, workload.app, concurrency=concurrency)
+        worker = Worker(config, workload.app, concurrency=concurrency, shards=shards, queues=queues)
         tune_process()
         _say(self._answers, {"ready": True})
         if await self._commands.get() != "go":

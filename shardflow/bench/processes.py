@@ -159,11 +159,21 @@ def _pairs(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def workers(config: ClusterConfig, count: int, concurrency: int | None, *, timed: bool) -> Iterator[Workers]:
-    """`count` worker processes for the block, ready to `go`; `timed`: they note when they become idle."""
+def workers(
+    config: ClusterConfig,
+    count: int,
+    concurrency: int | None,
+    *,
+    timed: bool,
+    shards: Sequence[Sequence[str]] | None = None,
+    queues: Sequence[str] | None = None,
+) -> Iterator[Workers]:
+    """`count` worker processes for the block, ready to `go`; `timed`: they note when they become idle; `shards`: the
+    names of those that each of them serves (None: those that it is wanted on); `queues`, that all of them serve."""
     with ExitStack() as stack:
-        spec = {"config": asdict(config), "concurrency": concurrency, "timed": timed}
-        children = [stack.enter_context(Child(spec)) for _ in range(count)]
+        spec = {"config": asdict(config), "concurrency": concurrency, "timed": timed, "queues": queues}
+        own: Sequence[Sequence[str] | None] = shards or [None] * count
+        children = [stack.enter_context(Child({**spec, "shards": own[number]})) for number in range(count)]
         for child in children:
             child.hear(_START_SECONDS)
         yield Workers(children)

@@ -143,7 +143,7 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
         with workers(config, options.workers, options.concurrency, timed=True) as crew:
             await quiet(place)
             wal_start, cpu_start = await wal_bytes(config), server_cpu(place.postmasters)
-            submit_seconds, submit_cpu = await _submit(config, load, progress)
+            submit_seconds, submit_cpu = await submit(config, load, progress)
             wal_submitted, cpu_submitted = await wal_bytes(config), server_cpu(place.postmasters)
             await asyncio.to_thread(crew.go)
             await _until_drained(config, crew, load, progress)
@@ -151,22 +151,22 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
             served = await asyncio.to_thread(crew.report)
         found = await audit(config, load)
     n = load.workflows
-    seconds = _end(served) - min(each.connected[0] for each in served)
+    seconds = end_of(served) - min(each.connected[0] for each in served)
     peaks = [each.rss_peak_kb for each in served if each.rss_peak_kb is not None]
     return {
         "workflows_per_s": round(n / seconds),
         "steps_per_s": round(n * load.steps / seconds),
         "seconds": round(seconds, 3),
         "submit_per_s": round(n / submit_seconds),
-        "worker_cpu_us_per_workflow": _micros(_cpu(served), n),
-        "worker_cpu_percent": round(_cpu(served) / seconds * 100),
+        "worker_cpu_us_per_workflow": _micros(cpu_of(served), n),
+        "worker_cpu_percent": round(cpu_of(served) / seconds * 100),
         "postgres_cpu_us_per_workflow": _between(cpu_submitted, cpu_end, n),
         "submit_client_cpu_us_per_workflow": _micros(submit_cpu, n),
         "submit_postgres_cpu_us_per_workflow": _between(cpu_start, cpu_submitted, n),
         "wal_bytes_per_workflow": round((wal_end - wal_start) / n),
         "submit_wal_bytes_per_workflow": round((wal_submitted - wal_start) / n),
         "worker_max_rss_mb": round(max(peaks) / 1024, 1) if peaks else None,
-        **_verdict(found, served, load),
+        **verdict_on(found, served, load),
     }
 
 
@@ -177,12 +177,12 @@ async def _overlap(options: ThroughputOptions, place: Ground, progress: Progress
             await quiet(place)
             await asyncio.to_thread(crew.go)
             started = time.monotonic()
-            await _submit(config, load, progress)
+            await submit(config, load, progress)
             await _until_drained(config, crew, load, progress)
             served = await asyncio.to_thread(crew.report)
         found = await audit(config, load)
-    seconds = _end(served) - started
-    verdict = _verdict(found, served, load)
+    seconds = end_of(served) - started
+    verdict = verdict_on(found, served, load)
     return {
         "overlapped_workflows_per_s": round(load.workflows / seconds),
         "overlapped_seconds": round(seconds, 3),
@@ -190,7 +190,7 @@ async def _overlap(options: ThroughputOptions, place: Ground, progress: Progress
     }
 
 
-async def _submit(config: ClusterConfig, load: Load, progress: Progress) -> tuple[float, float]:
+async def submit(config: ClusterConfig, load: Load, progress: Progress) -> tuple[float, float]:
     """Submits all, `SUBMIT` in a call and one call after the other; seconds that the calls took, and of CPU here."""
     took = cpu = 0.0
     async with AsyncClient(config) as client:
@@ -207,7 +207,7 @@ async def _submit(config: ClusterConfig, load: Load, progress: Progress) -> tupl
 
 async def _until_drained(config: ClusterConfig, crew: Workers, load: Load, progress: Progress) -> None:
     """Returns when nothing is ready, claimed or suspended any more."""
-    async with _watches(config) as watches:
+    async with watches_on(config) as watches:
         ended, since = -1, time.monotonic()
         while True:
             busy = [await watch.busy() for watch in watches]
@@ -224,7 +224,8 @@ async def _until_drained(config: ClusterConfig, crew: Workers, load: Load, progr
 
 
 @asynccontextmanager
-async def _watches(config: ClusterConfig) -> AsyncIterator[list[Watch]]:
+async def watches_on(config: ClusterConfig) -> AsyncIterator[list[Watch]]:
+    """One for each shard, in their order."""
     async with AsyncExitStack() as stack:
         watches = []
         for shard in map(Shard, config.shards):
@@ -236,14 +237,16 @@ async def _watches(config: ClusterConfig) -> AsyncIterator[list[Watch]]:
 # -- figures
 
 
-def _end(served: Sequence[Served]) -> float:
+def end_of(served: Sequence[Served]) -> float:
+    """When the last worker became idle."""
     ends = [each.idle[0] for each in served if each.idle is not None]
     if not ends:
         raise BenchFailed("no worker has run anything")
     return max(ends)
 
 
-def _cpu(served: Sequence[Served]) -> float:
+def cpu_of(served: Sequence[Served]) -> float:
+    """CPU seconds of all workers while they had something to do."""
     return sum((each.idle or each.connected)[1] - each.connected[1] for each in served)
 
 
@@ -255,7 +258,7 @@ def _between(start: float | None, end: float | None, workflows: int) -> float | 
     return None if start is None or end is None else _micros(end - start, workflows)
 
 
-def _verdict(found: Found, served: Sequence[Served], load: Load) -> dict[str, Any]:
+def verdict_on(found: Found, served: Sequence[Served], load: Load) -> dict[str, Any]:
     """What was found in the database, with what the workers ran more often than once."""
     again = max(0, sum(each.workflows for each in served) - load.workflows)
     steps_again = max(0, sum(each.steps for each in served) - load.workflows * load.steps)

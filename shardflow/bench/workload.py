@@ -5,7 +5,6 @@ Every input, checkpoint and outcome follows from the workflow's number, so that 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ from ..definitions import Call
 
 app = App("bench")
 
-#: A result has at least this many bytes: the step's number and a checksum.
-LEAST_RESULT = 16
+#: A result has at least this many bytes: the step's number and the workflow's, with which its payload begins.
+LEAST_RESULT = 26
 LEAST_PAYLOAD = 32
 
 _FILL = "".join(f"{n * 2_654_435_761 & 0xFFFFFFFF:08x}" for n in range(64))
@@ -34,7 +33,7 @@ ran = Ran()
 
 def result_of(payload: str, seq: int, size: int) -> str:
     """The text that step `seq` gives for `payload` (the workflow itself: seq -1); `size` bytes as JSON."""
-    return f"{seq:+04d}:{zlib.crc32(payload.encode(), seq & 0xFFFF):08x}:{payload[:size]}"[: size - 2]
+    return f"{seq:+013d}:{payload}"[: size - 2]
 
 
 @app.step

@@ -1,4 +1,4 @@
-"""`shardflow bench throughput` and `shardflow bench latency`."""
+"""`shardflow bench throughput`, `latency` and `report`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..bench import results
 from ..bench.latency import LatencyOptions, run_latency
 from ..bench.throughput import Progress as Report
 from ..bench.throughput import ThroughputOptions, run_throughput
 from ..bench.workload import LEAST_PAYLOAD, LEAST_RESULT
+from .bench_report import report as report_command
 from .output import ERROR, emit_json, say, table
 from .settings import Group, Settings, json_option, pass_settings
 
@@ -46,6 +48,7 @@ _LATENCY = {
     "submit_p50_ms": "submit alone: median, ms",
     "submit_p99_ms": "submit alone: 99 %, ms",
     "count": "results",
+    "backlog_claimed_per_s": "the backlog, claims/s",
     "errors": "errors",
     "idle_queries_per_s": "idle: queries/s on a shard",
     "idle_worker_cpu_percent": "idle: worker CPU, %",
@@ -63,9 +66,14 @@ def bench() -> None:
 
 
 def _shared(command: Any) -> Any:
-    """The options of both commands."""
+    """The options of both measurements."""
     for option in (
         json_option,
+        click.option(
+            "--out",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Also write the figures to this file, for `bench report`.",
+        ),
         click.option(
             "--set",
             "server_settings",
@@ -88,6 +96,9 @@ def _shared(command: Any) -> Any:
     return command
 
 
+bench.add_command(report_command)
+
+
 @bench.command()
 @click.option("--workflows", type=click.IntRange(1), default=20_000, show_default=True, help="How many.")
 @click.option("--steps", type=click.IntRange(0, 30_000), default=1, show_default=True, help="Steps of each.")
@@ -101,7 +112,9 @@ def _shared(command: Any) -> Any:
 @click.option("--overlapped/--no-overlapped", default=True, help="Also submit while the workers drain.")
 @_shared
 @pass_settings
-def throughput(shared: Settings, /, as_json: bool, server_settings: Sequence[str], **options: Any) -> None:
+def throughput(
+    shared: Settings, /, as_json: bool, out: Path | None, server_settings: Sequence[str], **options: Any
+) -> None:
     """Workflows a second: all submitted and then drained, and submitted meanwhile.
 
     Every workflow and checkpoint is looked up afterwards; the exit code is 1 if anything is lost, there twice, or
@@ -114,6 +127,7 @@ def throughput(shared: Settings, /, as_json: bool, server_settings: Sequence[str
         )
     _warn(figures)
     _show(figures, _THROUGHPUT, as_json)
+    _keep(figures, "throughput", out)
     if not figures["verified"]:
         raise SystemExit(ERROR)
 
@@ -132,9 +146,18 @@ def throughput(shared: Settings, /, as_json: bool, server_settings: Sequence[str
     show_default=True,
     help="Seconds of idling to measure; 0 for none.",
 )
+@click.option(
+    "--backlog",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Workflows of another queue that drain meanwhile.",
+)
 @_shared
 @pass_settings
-def latency(shared: Settings, /, as_json: bool, server_settings: Sequence[str], **options: Any) -> None:
+def latency(
+    shared: Settings, /, as_json: bool, out: Path | None, server_settings: Sequence[str], **options: Any
+) -> None:
     """Milliseconds from the submit call to the result in hand, at a fixed rate; and what idling costs."""
     shared.log()
     with _progress() as report:
@@ -142,6 +165,7 @@ def latency(shared: Settings, /, as_json: bool, server_settings: Sequence[str], 
             LatencyOptions(config=_config(shared), settings=_settings(server_settings), **options), report
         )
     _show(figures, _LATENCY, as_json)
+    _keep(figures, "latency", out)
     if figures["errors"]:
         raise SystemExit(ERROR)
 
@@ -190,6 +214,15 @@ def _progress() -> Iterator[Report]:
 def _warn(figures: Mapping[str, Any]) -> None:
     for reason in dict.fromkeys(run["floor_error"] for run in figures["runs"] if "floor_error" in run):
         say(f"the floor was not measured: {reason}")
+
+
+def _keep(figures: Mapping[str, Any], benchmark: str, out: Path | None) -> None:
+    if out is None:
+        return
+    try:
+        results.write(out, benchmark, results.parts(figures))
+    except OSError as error:
+        raise click.FileError(str(out), error.strerror) from error
 
 
 def _show(figures: Mapping[str, Any], rows: Mapping[str, str], as_json: bool) -> None:

@@ -1,4 +1,5 @@
-"""The commands of `shardflow workflow` that end workflows and begin them again, one by one or by filter."""
+"""The commands of `shardflow workflow` that end workflows, begin them again and delete them, one by one or by
+filter."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import click
 
 from ..client.aio import AsyncClient
 from ..model import Bulk
-from .filters import asked_for, filter_options
+from .filters import age, asked_for, filter_options
 from .output import OK, UNREACHABLE, emit_json, say, table
 from .settings import Command, Settings, json_option, pass_settings
 
@@ -74,6 +75,44 @@ def resume(settings: Settings, /, ids: tuple[str, ...], yes: bool, as_json: bool
 
 
 @click.command(cls=Command)
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option(
+    "--older-than",
+    metavar="AGE",
+    callback=age,
+    help="Only those that ended so long ago: 90s, 15m, 2h, 7d.",
+)
+@filter_options
+@_yes
+@json_option
+@pass_settings
+def purge(
+    settings: Settings, /, ids: tuple[str, ...], older_than: float | None, yes: bool, as_json: bool, **asked: Any
+) -> None:
+    """Delete workflows that have ended, with all that is recorded of them: these, or all that the options mean.
+
+    Their ids are free then. What is to go by its age in any case belongs into `retention` of the configuration.
+
+    \b
+    shardflow workflow purge order-7
+    shardflow workflow purge --older-than 30d --status succeeded --queue orders
+    """
+    if ids and older_than is not None:
+        raise click.UsageError("name workflows, or say by options which ones are meant, not both")
+    _several(
+        settings,
+        "deleted",
+        ids,
+        asked,
+        yes,
+        as_json,
+        lambda client, id: client.purge(id),
+        lambda client, wanted: client.purge_many(**wanted, older_than=older_than or 0.0),
+        older_than is not None,
+    )
+
+
+@click.command(cls=Command)
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @_yes
 @json_option
@@ -117,9 +156,10 @@ def _several(
     as_json: bool,
     one: Callable[[AsyncClient, str], Awaitable[bool]],
     many: Callable[[AsyncClient, dict[str, Any]], Awaitable[Bulk]],
+    filtered: bool = False,
 ) -> None:
     wanted = {name: value for name, value in asked_for(**asked).items() if value is not None}
-    if bool(ids) == bool(wanted):
+    if bool(ids) == (bool(wanted) or filtered):
         raise click.UsageError("name workflows, or say by options which ones are meant" + (", not both" * bool(ids)))
     if ids:
         _each(settings, done, ids, as_json, one)

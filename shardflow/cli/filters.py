@@ -32,6 +32,18 @@ def moment(context: click.Context, parameter: click.Parameter, value: str | None
         ) from None
 
 
+def age(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """So long, such as 15m, in seconds."""
+    if value is None:
+        return None
+    try:
+        if match := _AGO.match(value):
+            return timedelta(**{_UNITS[match[2]]: float(match[1])}).total_seconds()
+    except OverflowError:
+        pass
+    raise click.BadParameter(f"{value!r} is no age, such as 90s, 15m, 2h or 7d")
+
+
 def filter_options(function: F) -> F:
     """Adds the options. The command takes their values as **asked; `asked_for` makes a client's arguments of them."""
     options = (

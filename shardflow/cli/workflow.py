@@ -17,7 +17,7 @@ from ..errors import WorkflowCancelled, WorkflowDead, WorkflowFailed, WorkflowNo
 from ..model import ClusterConfig, Counts, Page, Status, StepInfo, WorkflowInfo
 from ..storage import submissions
 from ..storage.waiting import Waiting, waiting
-from .control import cancel, fork, restart, resume
+from .control import cancel, fork, purge, restart, resume
 from .filters import asked_for, filter_options
 from .output import FAILED, OK, UNREACHABLE, emit_json, payload, printable, say, table
 from .settings import Group, Settings, json_option, pass_settings
@@ -30,7 +30,7 @@ def workflow() -> None:
     """Submit workflows, look at them, end them and begin them again."""
 
 
-for _command in (cancel, resume, restart, fork):
+for _command in (cancel, resume, restart, fork, purge):
     workflow.add_command(_command)
 
 
@@ -57,18 +57,21 @@ def list_(settings: Settings, /, oldest: bool, limit: int, cursor: str | None, a
 
 @workflow.command()
 @filter_options
+@click.option("--rough", is_flag=True, help="About right, by status only, and quick however many there are.")
 @json_option
 @pass_settings
-def count(settings: Settings, /, as_json: bool, **asked: Any) -> None:
+def count(settings: Settings, /, rough: bool, as_json: bool, **asked: Any) -> None:
     """Count workflows of all shards, by status."""
     settings.log()
-    found = asyncio.run(_count(settings.config(), asked_for(**asked)))
+    found = asyncio.run(_count(settings.config(), asked_for(**asked) | {"exact": not rough}))
     if as_json:
         by_status = {status.value: number for status, number in found.by_status.items()}
-        emit_json({"total": found.total, "by_status": by_status, "unreachable": _unreachable(found.unreachable)})
+        about = {"rough": sorted(found.rough)} if rough else {}
+        away = _unreachable(found.unreachable)
+        emit_json({"total": found.total, "by_status": by_status, **about, "unreachable": away})
     else:
-        rows = [(status.value, number) for status, number in found.by_status.items()]
-        table(("status", "workflows"), [*rows, ("total", found.total)])
+        rows = [(s.value, f"{'about ' if s in found.rough else ''}{number}") for s, number in found.by_status.items()]
+        table(("status", "workflows"), [*rows, ("total", f"{'about ' if found.rough else ''}{found.total}")])
     raise SystemExit(_report(found.unreachable))
 
 

@@ -164,9 +164,10 @@ class AsyncClient(Queries, Messaging, Controls):
             await self._in_order(calls, items)
         else:
             await self._sender.send(items)
+        now = asyncio.get_running_loop().time()
         return [
             AsyncHandle(
-                self, i.id, i.wf, i.shard, i.name, call.workflow if isinstance(call.workflow, Workflow) else None
+                self, i.id, i.wf, i.shard, i.name, call.workflow if isinstance(call.workflow, Workflow) else None, now
             )
             for i, call in zip(items, calls, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The client's hold on single workflows: cancel, resume, restart, fork; and the same for many at once.
+"""The client's hold on single workflows: cancel, resume, restart, fork, purge; and the same for many at once.
 
 All of it may be asked again when an answer was lost, and the client does so itself for a while.
 """
@@ -6,12 +6,13 @@ All of it may be asked again when an answer was lost, and the client does so its
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -23,7 +24,7 @@ from ..delivery.router import Router
 from ..delivery.visit import Errand, visit
 from ..errors import InvalidInput, ShardflowError, ShardUnavailable, WorkflowConflict, WorkflowNotFound
 from ..model import Bulk, ClusterConfig, Page, Status, WorkflowInfo
-from ..storage import control
+from ..storage import control, retention
 from ..storage.shard import Conn, Shard
 from .handle import AsyncHandle
 from .queries import Statuses
@@ -41,6 +42,7 @@ MAX_REASON = 1_000
 
 _BACKOFF = Retry(attempts=2, initial=0.05, factor=2.0, maximum=1.0, jitter=0.3)
 UNFINISHED = tuple(s for s in Status if not s.final)
+FINAL = tuple(s for s in Status if s.final)
 RESUMABLE = (Status.FAILED, Status.CANCELLED, Status.DEAD)
 
 #: What is done to several workflows of a shard: whether each was there to be changed.
@@ -126,6 +128,28 @@ class Controls:
         wf, name = await self._at(target, write)
         return AsyncHandle(cast("AsyncClient", self), target, wf, name, found.name, None)
 
+    async def purge(self, id: str) -> bool:
+        """Deletes a workflow that has ended, with all that is recorded of it. Its id is free then.
+
+        Children that it started stay. Answers False where it has not ended, or somebody is still to be told of its
+        end: ask again. Raises WorkflowNotFound, ShardUnavailable.
+        """
+        check_id(id)
+        lost = False
+
+        async def errand(shard: Shard, conn: Conn, generation: int) -> bool:
+            nonlocal lost
+            try:
+                found = await retention.purge(shard, conn, generation, [id], 0.0)
+            except ShardUnavailable:
+                lost = True
+                raise
+            if id not in found and not lost:
+                raise _unknown(id, shard)
+            return found.get(id, True)  # deleted by a try whose answer was lost
+
+        return await self._at(id, errand)
+
     async def cancel_many(
         self,
         *,
@@ -165,6 +189,32 @@ class Controls:
         asked = {"status": status, "name": name, "queue": queue, "since": since, "until": until}
         return await self._change_many(asked | {"attributes": attributes}, control.resume)
 
+    async def purge_many(
+        self,
+        *,
+        older_than: timedelta | float = 0.0,
+        status: Statuses = FINAL,
+        name: str | None = None,
+        queue: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Bulk:
+        """Deletes all workflows that the filters mean, those of `list`, and that ended at least `older_than` ago,
+        which is seconds or a timedelta; by default all that have ended.
+
+        Answers how many were deleted, and which shards did not answer. Raises InvalidInput.
+        """
+        age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+        if isinstance(age, bool) or not isinstance(age, (int, float)) or not 0 <= age < math.inf:
+            raise InvalidInput(f"older_than must be a timedelta, or seconds from 0, not {older_than!r}")
+        if age and until is None:
+            until = datetime.now(UTC) - timedelta(seconds=age)  # what was submitted later did not end before
+        asked = {"status": status, "name": name, "queue": queue, "since": since, "until": until}
+        return await self._change_many(
+            asked | {"attributes": attributes}, lambda s, c, g, ids: retention.purge(s, c, g, ids, age)
+        )
+
     @property
     def queues(self) -> AsyncQueues:
         """The queues of the cluster."""
@@ -180,9 +230,7 @@ class Controls:
             tries += 1
             found = await change(shard, conn, generation, [id])
             if id not in found:
-                raise WorkflowNotFound(
-                    f"no workflow has the id {id!r} (looked on shard {shard.name!r})", workflow_id=id
-                )
+                raise _unknown(id, shard)
             return found[id]
 
         return await self._at(id, errand), tries > 1
@@ -231,9 +279,17 @@ async def _several(change: Change, ids: Sequence[str], shard: Shard, conn: Conn,
     return await change(shard, conn, generation, ids)
 
 
+def _unknown(id: str, shard: Shard) -> WorkflowNotFound:
+    return WorkflowNotFound(f"no workflow has the id {id!r} (looked on shard {shard.name!r})", workflow_id=id)
+
+
 def _checked(reason: str | None) -> str | None:
-    if reason is not None and (
-        not isinstance(reason, str) or "\0" in reason or len(reason.encode(errors="replace")) > MAX_REASON
-    ):
+    if reason is None:
+        return None
+    try:
+        fits = isinstance(reason, str) and "\0" not in reason and len(reason.encode()) <= MAX_REASON
+    except UnicodeEncodeError:  # half of a surrogate pair
+        fits = False
+    if not fits:
         raise InvalidInput(f"reason must be text of up to {MAX_REASON} bytes without NUL, not {reason!r}")
     return reason

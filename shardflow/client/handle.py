@@ -22,7 +22,14 @@ class AsyncHandle(Generic[T]):
     """
 
     def __init__(
-        self, client: AsyncClient, id: str, wf: int, shard: str, name: str, workflow: Workflow[..., Any] | None
+        self,
+        client: AsyncClient,
+        id: str,
+        wf: int,
+        shard: str,
+        name: str,
+        workflow: Workflow[..., Any] | None,
+        submitted: float | None = None,
     ) -> None:
         self.id = id
         self.name = name
@@ -30,6 +37,7 @@ class AsyncHandle(Generic[T]):
         self._client = client
         self._wf = wf
         self._workflow = workflow
+        self._submitted = submitted  # by the event loop's clock
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.id!r} on {self.shard}>"
@@ -49,7 +57,8 @@ class AsyncHandle(Generic[T]):
                 outcome = await self._client.waiter(self.shard).now(self.id, self._wf)
             else:
                 async with asyncio.timeout(timeout):
-                    outcome = await self._client.waiter(self.shard).outcome(self.id, self._wf)
+                    waiter = self._client.waiter(self.shard)
+                    outcome = await waiter.outcome(self.id, self._wf, self.name, self._submitted)
         except TimeoutError:
             raise ResultTimeout(f"workflow {self.id!r} has not ended within {timeout} s; it goes on") from None
         if outcome.status is not Status.SUCCEEDED:

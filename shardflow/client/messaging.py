@@ -50,7 +50,8 @@ class Messaging:
         if key is not None:
             check_name("key", key)
         data = self.codecs.encode(value, what=f"message on {topic!r}", limits=self.config.payload)
-        key = key or f"\x1f{uuid.uuid4().hex}"
+        # By its form a drawn key says until when it may come again: see `begin_anew` in migrations/0013_mail.sql.
+        key = key or f"\x1f{'' if connection is None else 'relayed '}{uuid.uuid4().hex}"
         if connection is not None:
             await Transactional(cast("AsyncClient", self), connection).send(id, topic, key, data)
             return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..model import Bulk, QueueList
-from .control import RESUMABLE, UNFINISHED
+from .control import FINAL, RESUMABLE, UNFINISHED
 from .handle import AsyncHandle
 from .queries import Statuses
 from .queues import AsyncQueues
@@ -62,6 +62,10 @@ class SyncControls:
         """See `AsyncClient.fork`."""
         return self._held(self._background.run(self._client.fork(id, from_step, new_id=new_id)))
 
+    def purge(self, id: str) -> bool:
+        """See `AsyncClient.purge`."""
+        return self._background.run(self._client.purge(id))
+
     def cancel_many(
         self,
         *,
@@ -100,6 +104,30 @@ class SyncControls:
         return self._background.run(
             self._client.resume_many(
                 status=status, name=name, queue=queue, since=since, until=until, attributes=attributes
+            )
+        )
+
+    def purge_many(
+        self,
+        *,
+        older_than: timedelta | float = 0.0,
+        status: Statuses = FINAL,
+        name: str | None = None,
+        queue: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Bulk:
+        """See `AsyncClient.purge_many`."""
+        return self._background.run(
+            self._client.purge_many(
+                older_than=older_than,
+                status=status,
+                name=name,
+                queue=queue,
+                since=since,
+                until=until,
+                attributes=attributes,
             )
         )
 

@@ -57,10 +57,19 @@ class SyncQueries:
         since: datetime | None = None,
         until: datetime | None = None,
         attributes: Mapping[str, Any] | None = None,
+        exact: bool = True,
     ) -> Counts:
         """See `AsyncClient.count`."""
         return self._background.run(
-            self._client.count(status=status, name=name, queue=queue, since=since, until=until, attributes=attributes)
+            self._client.count(
+                status=status,
+                name=name,
+                queue=queue,
+                since=since,
+                until=until,
+                attributes=attributes,
+                exact=exact,
+            )
         )
 
     def wait(self, ids: Iterable[str], *, timeout: float | None = None, mode: Mode = "all") -> Waited:

@@ -91,7 +91,7 @@ class Transactional:
         if home is None:
             await self._line.do(caller.post_submission(next(iter(homes.values())), item.id, pack(item)))
         else:
-            item.wf, name, input = await self._line.do(caller.submit(home, item.new()))
+            item.wf, name, input = await self._line.do(caller.submit(home, item))
             if (differs := difference(item, name, input)) is not None:
                 raise conflict(item, differs)
         workflow = call.workflow if isinstance(call.workflow, Workflow) else None

@@ -1,7 +1,7 @@
 """Waits for outcomes: one batched poll per shard, however many wait.
 
-Each awaited workflow is asked for at growing intervals, a share of the time it has been waited for, so that short
-ones are seen at once and long ones cost little; whatever is due within the same moment is asked for in one query.
+A workflow is asked for first when others of its name have ended, then at growing intervals, a share of its age: short
+ones are seen at once and long ones cost little. Whatever is due within the same moment is asked for in one query.
 Nobody waits for what is not there: a failover may have lost a workflow that was acknowledged.
 """
 
@@ -20,25 +20,51 @@ from ..storage.submissions import Outcome, keys, outcomes
 log = logging.getLogger("shardflow.client")
 
 #: Seconds between two asks for one workflow: the least, the most, and the share of its age.
-LEAST = 0.002
+LEAST = 0.001
 MOST = 0.5
 SHARE = 0.15
+#: Seconds from the submission to the first ask: as long as nothing is known, and at the most; and how it changes when
+#: the first ask found the end, or did not, so that somewhat more than a third of the first asks do.
+FIRST, FIRST_MOST = 0.004, 0.05
+SOONER, LATER = 0.9, 1.06
+#: Names of workflows of which that is remembered.
+NAMES = 1_000
 #: Seconds between two asks whether a workflow that has not ended is there at all.
 CHECK_EVERY = 5.0
 #: Workflows asked for in one query at the most.
 BATCH = 5_000
 
 
+class Habits:
+    """How soon workflows end, by name, as far as it matters for the first ask."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, float] = {}
+
+    def first(self, name: str) -> float:
+        """Seconds from the submission to the first ask."""
+        return self._first.get(name, FIRST)
+
+    def asked(self, name: str, *, ended: bool) -> None:
+        """A first ask at that time has found the end, or not."""
+        if len(self._first) >= NAMES and name not in self._first:
+            self._first.clear()
+        self._first[name] = min(FIRST_MOST, max(LEAST, self.first(name) * (SOONER if ended else LATER)))
+
+
 class Awaited:
-    """A workflow somebody waits for: `wf` is its key as far as is known, `check` when to ask whether it is there."""
+    """A workflow somebody waits for: `wf` is its key as far as is known, `check` when to ask whether it is there;
+    `name`, whose it is, where the first ask is to teach something; `since`, when it was submitted or first waited for.
+    """
 
-    __slots__ = ("check", "due", "since", "waiters", "wf")
+    __slots__ = ("check", "due", "name", "since", "waiters", "wf")
 
-    def __init__(self, wf: int, now: float) -> None:
+    def __init__(self, wf: int, now: float, submitted: float | None, name: str, first: float) -> None:
         self.wf = wf
         self.check = now + CHECK_EVERY
-        self.since = now
-        self.due = now
+        self.since = now if submitted is None else submitted
+        self.due = now if submitted is None else max(now, submitted + first)
+        self.name = name if self.due > now else None
         self.waiters: set[asyncio.Future[Outcome]] = set()
 
     def postpone(self, now: float) -> None:
@@ -52,28 +78,30 @@ class Waiter:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._awaited: dict[str, Awaited] = {}
+        self._habits = Habits()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         #: Why the shard did not answer the last time; None where it did.
         self.trouble: str | None = None
 
-    async def outcome(self, id: str, wf: int) -> Outcome:
+    async def outcome(self, id: str, wf: int, name: str = "", submitted: float | None = None) -> Outcome:
         """The end of the workflow with that id and key, when it comes. Survives a shard that is away for a while.
 
+        Arguments: `name`, the workflow's; `submitted`, when that was, by the event loop's clock, where it is known.
         Raises WorkflowNotFound when the shard answers that it has no such id.
         """
-        waiter = self.expect(id, wf)
+        waiter = self.expect(id, wf, name, submitted)
         try:
             return await waiter
         finally:
             self.forget(id, waiter)
 
-    def expect(self, id: str, wf: int) -> asyncio.Future[Outcome]:
+    def expect(self, id: str, wf: int, name: str = "", submitted: float | None = None) -> asyncio.Future[Outcome]:
         """The same as a future, for many at once; to be given to `forget` in the end."""
         loop = asyncio.get_running_loop()
         awaited = self._awaited.get(id)
         if awaited is None:
-            awaited = self._awaited[id] = Awaited(wf, loop.time())
+            awaited = self._awaited[id] = Awaited(wf, loop.time(), submitted, name, self._habits.first(name))
         waiter: asyncio.Future[Outcome] = loop.create_future()
         awaited.waiters.add(waiter)
         self._changed.set()
@@ -154,8 +182,9 @@ class Waiter:
             now = loop.time()
             rested = now + (now - began)  # asking takes at most half of the time
             for id in due:
-                if id in self._awaited:
-                    self._awaited[id].postpone(now)
+                if (awaited := self._awaited.get(id)) is not None:
+                    self._learn(awaited, ended=False)
+                    awaited.postpone(now)
 
     async def _check(self, conn: Conn, ids: list[str]) -> None:
         """Asks now and then whether what is awaited is there, and under which key."""
@@ -177,8 +206,8 @@ class Waiter:
 
     def _lost(self, id: str) -> WorkflowNotFound:
         return WorkflowNotFound(
-            f"workflow {id!r} is not there: shard {self._pool.shard.name!r} answers that it has no such id, so what"
-            " was submitted was lost, by a failover or a restore; submit it again",
+            f"workflow {id!r} is not there: shard {self._pool.shard.name!r} answers that it has no such id: it ended"
+            " and was deleted (retention, purge), or was lost by a failover or a restore: then submit it again",
             workflow_id=id,
         )
 
@@ -189,11 +218,18 @@ class Waiter:
                     waiter.set_exception(error)
         self._awaited.clear()
 
+    def _learn(self, awaited: Awaited, *, ended: bool) -> None:
+        """What the first ask for it has found tells when to ask for the next one of its name."""
+        if awaited.name is not None:
+            self._habits.asked(awaited.name, ended=ended)
+            awaited.name = None
+
     def _deliver(self, found: list[Outcome]) -> None:
         for outcome in found:
             awaited = self._awaited.get(outcome.id)
             if awaited is None or awaited.wf != outcome.wf:
                 continue  # another workflow has the key of one that was lost
+            self._learn(awaited, ended=True)
             del self._awaited[outcome.id]
             for waiter in awaited.waiters:
                 if not waiter.done():

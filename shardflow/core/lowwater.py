@@ -26,8 +26,14 @@ class LowWater:
 
     mark: tuple[int, int] = START
     full: bool = False
-    cost: float = 0.0
+    took: float = 0.0
+    usual: float = 0.0
     looked_at: float = float("-inf")
+
+    @property
+    def cost(self) -> float:
+        """Seconds that the latest look from the start took longer than claims from the mark do."""
+        return max(0.0, self.took - self.usual)
 
     def begin(self, now: float) -> tuple[int, int]:
         """The (priority, seq) to read from at `now` (seconds on any steady clock)."""
@@ -49,7 +55,14 @@ class LowWater:
         self.full = got >= wanted
         if began == START:
             self.looked_at = now
-            self.cost = took
+            self.took = took
             self.mark = last or self.mark
-        elif last is not None:
+            return
+        # A short turn counts at once and a long one by and by: what other work is in it differs.
+        self.usual = took if took < self.usual or not self.usual else self.usual + (took - self.usual) / 8
+        if last is not None:
             self.mark = max(self.mark, last)
+
+    def back_to(self, place: tuple[int, int]) -> None:
+        """Something came there, which may be behind the mark."""
+        self.mark = min(self.mark, place)

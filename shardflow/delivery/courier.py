@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ class Courier:
     def post(self, letter: Letter, timeout: float | None = None) -> asyncio.Future[None]:
         """The same, at once; the future is done when the letter has arrived."""
         loop = asyncio.get_running_loop()
-        posted = _Posted(letter, loop.create_future(), time.monotonic() + timeout if timeout is not None else 1e300)
+        posted = _Posted(letter, loop.create_future(), _clock() + timeout if timeout is not None else 1e300)
         if self._router.known is None:
             task = asyncio.ensure_future(self._route([posted]))
             self._carriers[f"\0{id(task)}"] = task
@@ -159,7 +160,7 @@ class Courier:
     async def _isolate(self, shard: str, batch: Sequence[_Posted], error: Exception) -> None:
         """The shard refuses something in the batch: one by one, so that it costs nobody else."""
         if len(batch) == 1:
-            _fail(batch[0], error)
+            _fail(batch[0], messages.refusal(shard, error))
             return
         slot_map = await self._router.load()
         for posted in batch:
@@ -168,7 +169,7 @@ class Courier:
             except (ShardUnavailable, MapChanged):
                 self._queues[shard].append(posted)
             except Exception as refused:
-                _fail(posted, refused)
+                _fail(posted, messages.refusal(shard, refused))
             else:
                 _arrived(posted, absent, shard)
 
@@ -193,11 +194,17 @@ class Courier:
 
     @staticmethod
     def _late(batch: Sequence[_Posted], error: ShardUnavailable) -> list[_Posted]:
-        now = time.monotonic()
+        now = _clock()
         for posted in batch:
             if now >= posted.deadline:
                 _fail(posted, error)
         return [posted for posted in batch if now < posted.deadline]
+
+
+def _clock() -> float:
+    """Seconds of a clock that goes on while the machine sleeps, where there is one: nothing is sent again long after
+    its deadline, when its key may be forgotten."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
 
 
 def told_on(value: bytes | None) -> str:

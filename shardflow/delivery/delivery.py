@@ -14,8 +14,9 @@ from ..core.retry import Retry
 from ..core.routing import draw_id
 from ..core.slotmap import SlotMap
 from ..definitions import Call
-from ..errors import ShardflowError, WorkflowConflict
+from ..errors import ShardflowError
 from ..model import ClusterConfig
+from ..storage import messages
 from ..storage.ending import end
 from ..storage.messages import Letter
 from .courier import Courier
@@ -127,27 +128,26 @@ class Delivery:
                 rows, size = rows + len(waiting[0][0]), size + _size(waiting[0][0])
                 batch.append(waiting.pop(0))
             try:
-                await self.sender.send([item for items, _ in batch for item in items])
-            except WorkflowConflict as error:
-                if len(batch) == 1:
-                    _answer(batch[0][1], error)
-                    continue
-                for items, done in batch:  # whose it is; a repetition is harmless to the others
-                    try:
-                        await self.sender.send(items)
-                        _answer(done, None)
-                    except ShardflowError as own:
-                        _answer(done, own)
-            except asyncio.CancelledError:
-                for _, done in batch:
+                await self._send_batch(shard, batch)
+            finally:
+                for _, done in batch:  # where this was cancelled
                     done.cancel()
-                raise
-            except Exception as error:
-                for _, done in batch:
-                    _answer(done, error)
-            else:
-                for _, done in batch:
-                    _answer(done, None)
+
+    async def _send_batch(self, shard: str, batch: Sequence[tuple[list[Item], asyncio.Future[None]]]) -> None:
+        """One bulk; where something in it is not accepted, one by one, so that it costs nobody else: a repetition is
+        harmless."""
+        try:
+            await self.sender.send([item for items, _ in batch for item in items])
+        except Exception as error:
+            for_all = isinstance(error, ShardflowError) and error.retryable
+            for items, done in batch:
+                if for_all or len(batch) == 1:
+                    _answer(done, messages.refusal(shard, error))
+                else:
+                    await self._send_batch(shard, [(items, done)])
+        else:
+            for _, done in batch:
+                _answer(done, None)
 
 
 def _size(items: Sequence[Item]) -> int:

@@ -30,10 +30,10 @@ from ..errors import (
     WorkflowConflict,
 )
 from ..model import ClusterConfig
-from ..storage import submissions
+from ..storage import bell, submissions
 from ..storage.messages import watch
 from ..storage.shard import Conn, Shard
-from ..storage.submissions import More, NewWorkflow
+from ..storage.submissions import More
 from .router import Router
 
 #: Pauses between tries against a shard that does not answer, in seconds.
@@ -62,10 +62,6 @@ class Item:
     wf: int = field(default=0)
     shard: str = ""
     codecs: Codecs = DEFAULT
-
-    def new(self) -> NewWorkflow:
-        """As it is written."""
-        return NewWorkflow(self.id, self.name, self.queue, self.slot, self.input, self.priority, self.more)
 
 
 class Sender:
@@ -140,10 +136,10 @@ class Sender:
         seconds = self._timeout + len(items) / SLOW_ROWS + size / SLOW_BYTES
         wait = min(REDRAW_AFTER, self._timeout) if _free(items) else None
         async with pool.connection(wait, answer=seconds) as conn:
-            new = [item.new() for item in items]
             made: dict[str, int] | None = None
             try:
-                made = await submissions.submit(pool.shard, conn, generation, new, seconds)
+                made = await submissions.submit(pool.shard, conn, generation, items, seconds)
+                bell.ring_near(pool.shard)
                 there = [item.id for item in items if item.id not in made]
                 known = await submissions.existing(pool.shard, conn, there) if there else {}
                 if len(made) + len(known) < len(items):

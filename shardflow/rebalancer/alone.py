@@ -26,7 +26,7 @@ async def run_alone(config: ClusterConfig, name: str) -> None:
     """
     shards = [Shard(shard) for shard in config.shards]
     cluster.heard(await cluster.survey(config, shards))
-    rebalancer = Rebalancer(config, name)
+    rebalancer = Rebalancer(config, name, told=False)
     survey = Survey(shards)
     working = asyncio.create_task(rebalancer.run())
     held: str | None = None

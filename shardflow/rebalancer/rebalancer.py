@@ -26,8 +26,13 @@ log = logging.getLogger("shardflow.rebalancer")
 
 #: Seconds between looks whether a shard before ours has its elected one; more for a shard far down the list.
 ASIDE = 2.0
-#: After so many looks at which nothing was to be done, the looks are so many times rarer.
-SOON, RESTING = 2, 1.5
+#: Up to so far down the list, whoever stands aside keeps its connection: a new one costs the first shard more than
+#: all else that it asks there.
+NEAR = 8
+#: After so many looks at which nothing was to be done, the looks are so many times rarer: where nobody tells of
+#: workers that come or go, and where somebody does. Seconds at the least until a look that somebody asks for.
+SOON, RESTING, TOLD = 2, 1.5, 2.5
+BREATH = 0.25
 #: Seconds after a shard was away until it counts as back: workers find out one after the other, and what they hold
 #: there is not to be given to those who were first.
 SETTLE = 6.0
@@ -38,10 +43,11 @@ MANY = 64
 class Rebalancer:
     """Decides while it holds a seat, which the elections on the shards give and take.
 
-    Arguments: `config`, the cluster's; `name`, of the worker that it is part of.
+    Arguments: `config`, the cluster's; `name`, of the worker that it is part of; `told`, whether somebody calls
+    `look_soon`.
     """
 
-    def __init__(self, config: ClusterConfig, name: str) -> None:
+    def __init__(self, config: ClusterConfig, name: str, *, told: bool = True) -> None:
         self.name = name
         self.deciding: str | None = None
         self._config = config
@@ -52,9 +58,24 @@ class Rebalancer:
         self._seats: dict[str, Term] = {}
         self._changed = asyncio.Event()
         self._gone: set[str] = set()
+        self._doubtful: set[str] = set()
         self._away: dict[str, float] = {}
         self._unrest: float | None = None
         self._quiet_looks = 0
+        self._resting = TOLD if told else RESTING
+        self._looked_at = 0.0
+        self._nudge: asyncio.TimerHandle | None = None
+
+    def look_soon(self) -> None:
+        """A worker has come or gone, or is about to."""
+        self._quiet_looks = 0
+        if self.deciding is not None and self._nudge is None:
+            loop = asyncio.get_running_loop()
+            self._nudge = loop.call_at(max(loop.time(), self._looked_at + BREATH), self._nudged)
+
+    def _nudged(self) -> None:
+        self._nudge = None
+        self._changed.set()
 
     def seat(self, shard: str, term: Term | None) -> None:
         """The election on a shard was won (again), or is not held any more."""
@@ -77,6 +98,8 @@ class Rebalancer:
                     pass
                 self._changed.clear()
         finally:
+            if self._nudge is not None:
+                self._nudge.cancel()
             await self._survey.close()
 
     async def _turn(self) -> float | None:
@@ -91,7 +114,8 @@ class Rebalancer:
             if await self._led_before(index):
                 if self.deciding == seat:
                     await self._note(seat, term, [Note("aside", "somebody is elected on a shard before this one")])
-                await self._stop_deciding()
+                if self.deciding is not None or index > NEAR:
+                    await self._stop_deciding()
                 return max(ASIDE, index / 2)
             await self._look(seat, term)
         except ShardflowError as error:
@@ -99,7 +123,7 @@ class Rebalancer:
         except Exception:
             log.exception("the rebalancer failed; it tries again")
         interval = self._config.rebalance.interval
-        return interval * RESTING if self._quiet_looks >= SOON else interval
+        return interval * self._resting if self._quiet_looks >= SOON else interval
 
     async def _stop_deciding(self) -> None:
         self.deciding = None
@@ -112,7 +136,7 @@ class Rebalancer:
             if self._survey.quiet(name):
                 continue
             try:
-                found = await self._survey.one(name, rebalance.elected)
+                found = await self._survey.one(name, rebalance.elected, again=True)
             except ShardflowError:
                 continue
             if found is not None and not found.vacant and found.holder != self.name:
@@ -125,11 +149,11 @@ class Rebalancer:
             await self._note(seat, term, [Note("elected", f"term {term} on shard {seat}", worker=self.name)])
             self.deciding = seat
         reports = await self._survey.ask(rebalance.report)
-        now = asyncio.get_running_loop().time()
+        now = self._looked_at = asyncio.get_running_loop().time()
         fleet = self._gather(reports, now)
         await self._decide(fleet, now)
         step = self._planner.step(fleet)
-        rests = not step.wishes and not step.later and self._planner.reached(fleet)
+        rests = not step.wishes and not step.later and not self._doubtful and self._planner.reached(fleet)
         self._quiet_looks = self._quiet_looks + 1 if rests else 0
         await self._tell(seat, term, fleet, step)
         await self._note_rest(seat, term, fleet, step, now)
@@ -139,6 +163,7 @@ class Rebalancer:
         when it was not seen away for a while."""
         gone = seen_gone(reports)
         dead, self._gone = gone & self._gone, gone
+        self._doubtful = gone - dead
         fleet = gather(self._config.shards, reports, dead)
         self._away |= {shard.name: now for shard in fleet.shards if not shard.reachable}
         self._away = {name: since for name, since in self._away.items() if now - since < SETTLE}

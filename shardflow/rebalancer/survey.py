@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -48,9 +49,16 @@ class Survey:
             if task.done() and not task.cancelled() and task.exception() is None
         }
 
-    async def one(self, name: str, question: Callable[[Shard, Conn], Awaitable[T]]) -> T:
-        """What one shard answers. Raises ShardflowError; then the shard is `quiet` for a while."""
+    async def one(self, name: str, question: Callable[[Shard, Conn], Awaitable[T]], *, again: bool = False) -> T:
+        """What one shard answers. Raises ShardflowError; then the shard is `quiet` for a while.
+
+        `again`: the question changes nothing, so that it is asked once more where the connection that was kept may
+        have been lost long before.
+        """
         try:
+            if again and name in self._conns:
+                with contextlib.suppress(ShardflowError):
+                    return await self._one(name, question)
             return await self._one(name, question)
         except ShardflowError:
             self._quiet_until[name] = asyncio.get_running_loop().time() + AGAIN

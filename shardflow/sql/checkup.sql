@@ -157,9 +157,10 @@ FROM (SELECT queue, priority FROM place LIMIT 1000) p, LATERAL (
 ) head
 
 -- name: overdue
--- Suspended workflows whose time is over by so many seconds. Parameters: seconds.
-SELECT count(*), coalesce(max(date_part('epoch', clock_timestamp() - wake_at)), 0) FROM {schema}.wait
-WHERE wake_at < clock_timestamp() - make_interval(secs => %s)
+-- Suspended workflows whose time is over by so many seconds, up to a bound. Parameters: seconds, bound.
+SELECT count(*), coalesce(max(date_part('epoch', now() - wake_at)), 0) FROM (
+    SELECT wake_at FROM {schema}.wait WHERE wake_at < now() - make_interval(secs => %s) ORDER BY wake_at LIMIT %s
+) late
 
 -- name: sample
 -- How many workflows a sample has, its newest and some of all, and which of them seem to be nowhere: not ended, not in

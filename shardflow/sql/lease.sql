@@ -10,11 +10,6 @@ RETURNING lease, epoch
 -- the same worker need not wait for the server to notice that the old one is gone. Parameters: lease.
 SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':lease:' || %s::bigint, 0))
 
--- name: renew
--- Pushes the lease's end; answers nothing if it is gone or was resumed elsewhere. Parameters: seconds, lease, epoch.
-UPDATE {schema}.lease SET expires_at = clock_timestamp() + make_interval(secs => %s)
-WHERE lease = %s AND epoch = %s RETURNING date_part('epoch', clock_timestamp())
-
 -- name: cut_former
 -- Ends the backend that wrote under the lease before: it may wait for the rest of a batch that never comes, on a
 -- connection whose end it was not told, and a resume would wait for it. Parameters: lease.
@@ -32,17 +27,52 @@ SELECT epoch FROM {schema}.lease WHERE lease = %s FOR UPDATE
 UPDATE {schema}.lease SET epoch = epoch + 1, writer = %s, expires_at = clock_timestamp() + make_interval(secs => %s)
 WHERE lease = %s RETURNING epoch
 
--- name: peers
--- Leases that may be dead: past their time, or with a closed session. The first row, without a lease, says whether nobody
--- is elected here. Parameters: own lease.
-SELECT 0 AS lease, '' AS worker, false AS expired, NOT EXISTS (
-    SELECT FROM {schema}.election e WHERE e.expires_at > clock_timestamp()
-        AND (e.lease IS NULL OR EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = e.lease))
-) AS gone
-UNION ALL
-SELECT lease, worker, expires_at < clock_timestamp() AS expired,
-       session AND pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':lease:' || lease, 0)) AS gone
-FROM {schema}.lease WHERE lease <> %s
+-- name: look
+-- All that a worker with nothing to do asks of its shard, in one query. Renews the lease where seconds are given; says whether
+-- it is held and what the server's clock shows. To one that watches: whether nobody is elected here, when the next schedule
+-- and the next tick are due, and the peers' leases that may be dead, past their time or with a closed session, a row each; a
+-- lock that tells of a session is tried and dropped at once, so that two who look do not mistake each other for it. Where
+-- lanes are given: whether there may be anything to do, as cheaply as can be asked, and in how many seconds the next suspended
+-- workflow's time comes; the orders, which nobody needs, keep the planner from reading a whole table to find nothing in it.
+-- Parameters: lease, epoch, seconds or NULL, whether to watch, lanes or NULL.
+WITH given AS MATERIALIZED (
+    SELECT %s::bigint AS lease, %s::integer AS epoch, %s::float8 AS ttl, %s::boolean AS watch, %s::text[] AS lanes
+), renewed AS (
+    UPDATE {schema}.lease l SET expires_at = clock_timestamp() + make_interval(secs => g.ttl) FROM given g
+    WHERE l.lease = g.lease AND l.epoch = g.epoch AND g.ttl IS NOT NULL RETURNING l.lease
+)
+SELECT CASE WHEN g.ttl IS NULL THEN EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = g.lease AND l.epoch = g.epoch)
+    ELSE EXISTS (SELECT FROM renewed) END AS held,
+    clock_timestamp() AS clock,
+    g.watch AND NOT EXISTS (
+        SELECT FROM {schema}.election e WHERE e.expires_at > clock_timestamp()
+            AND (e.lease IS NULL OR EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = e.lease))
+    ) AS vacant,
+    CASE WHEN g.watch THEN (SELECT min(next_at) FROM {schema}.schedule WHERE next_at IS NOT NULL) END AS schedule_at,
+    CASE WHEN g.watch THEN (SELECT min(try_at) FROM {schema}.tick) END AS tick_at,
+    CASE WHEN g.lanes IS NOT NULL THEN EXISTS (
+        SELECT FROM unnest(g.lanes) AS q (queue), LATERAL (
+            SELECT FROM {schema}.ready r WHERE r.queue = q.queue ORDER BY r.priority, r.seq LIMIT 1
+        ) found
+    ) OR EXISTS (SELECT FROM {schema}.cancel) OR EXISTS (
+        SELECT FROM (
+            SELECT r.wf, r.registered_at FROM {schema}.watcher r WHERE r.late ORDER BY r.registered_at LIMIT 1000
+        ) late WHERE late.registered_at < now() - interval '60 s'
+            OR (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = late.wf) IS NOT NULL
+    ) OR EXISTS (
+        SELECT FROM (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1) first
+        WHERE NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = first.lease)
+    ) END AS found,
+    CASE WHEN g.lanes IS NOT NULL THEN date_part('epoch', (
+        SELECT wake_at FROM {schema}.wait WHERE wake_at IS NOT NULL ORDER BY wake_at LIMIT 1
+    ) - now()) END AS due,
+    p.lease, p.worker, p.expired, p.gone
+FROM given g LEFT JOIN LATERAL (
+    SELECT l.lease, l.worker, l.expires_at < clock_timestamp() AS expired,
+        l.session AND CASE WHEN pg_try_advisory_lock(hashtextextended({schema_text} || ':lease:' || l.lease, 0))
+            THEN pg_advisory_unlock(hashtextextended({schema_text} || ':lease:' || l.lease, 0)) ELSE false END AS gone
+    FROM {schema}.lease l WHERE g.watch AND l.lease <> g.lease
+) p ON p.expired OR p.gone
 
 -- name: expire_due
 -- Ends a lease that is past its time and puts its claims back, counted as a failure; nothing if it is not, or if a

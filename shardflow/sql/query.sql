@@ -18,6 +18,11 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('max
 -- For the next statement: a plan that reads something whole, as it must: an index of attributes, or what is ready.
 SELECT set_config('enable_bitmapscan', 'on', true), set_config('enable_indexscan', 'off', true)
 
+-- name: counting
+-- For the statements that follow in this transaction: what is to be counted is read, by whatever plan.
+SELECT set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true),
+       set_config('enable_mergejoin', 'on', true)
+
 -- name: ranges
 -- The ranges of keys that the shard has workflows of, with the first and the last key in each. Slots that move bring
 -- theirs along.
@@ -72,7 +77,7 @@ FROM unnest(%s, %s) AS stretch (low, high), LATERAL (
 ) found
 
 -- name: ready
--- A walk along all submissions for those that are nowhere else, where too many are ready to sort them.
+-- A walk along all submissions for those that are nowhere else, where too many are ready, in too many lanes.
 -- Parameters: lows, highs, those of `fits`, look, look, limit.
 SELECT found.wf, found.submitted_at, found.fits, found.n
 FROM unnest(%s, %s) AS stretch (low, high), LATERAL (
@@ -157,6 +162,46 @@ FROM (SELECT wf FROM {schema}.ready ORDER BY queue, priority, seq LIMIT %s) r, L
     SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = r.wf LIMIT 1
 ) w
 
+-- name: lanes
+-- The lanes and priorities in which something is ready, by skipping through the index, up to a bound. Parameters: bound.
+WITH RECURSIVE place (queue, priority) AS (
+    (SELECT queue, priority FROM {schema}.ready ORDER BY queue, priority LIMIT 1)
+    UNION ALL
+    SELECT next.queue, next.priority FROM place, LATERAL (
+        SELECT r.queue, r.priority FROM {schema}.ready r WHERE (r.queue, r.priority) > (place.queue, place.priority)
+        ORDER BY r.queue, r.priority LIMIT 1
+    ) next
+)
+SELECT queue, priority FROM place LIMIT %s
+
+-- name: ready_in
+-- A walk along what is ready in these lanes, one after the other; the place in a lane is the workflow's key, but for suspects.
+-- Parameters: lows, highs, lanes, priorities, those of `fits`, look, look, limit.
+SELECT found.wf, found.submitted_at, found.fits, found.n
+FROM unnest(%s, %s) AS stretch (low, high), unnest(%s, %s) AS lane (queue, priority), LATERAL (
+    SELECT each.wf, each.submitted_at, each.fits, each.n FROM (
+        SELECT r.wf, r.seq, w.submitted_at, {fits} AS fits, row_number() OVER (ORDER BY r.seq {order}) AS n
+        FROM (
+            SELECT wf, seq FROM {schema}.ready
+            WHERE queue = lane.queue AND priority = lane.priority AND seq BETWEEN stretch.low AND stretch.high
+            ORDER BY seq {order} LIMIT %s
+        ) r, LATERAL (
+            SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = r.wf LIMIT 1
+        ) w
+    ) each
+    WHERE each.fits OR each.n = %s ORDER BY each.seq {order} LIMIT %s
+) found
+
+-- name: suspects
+-- Workflows that are ready in these lanes, in any order: all of them if they are fewer than the limit in each.
+-- Parameters: those of `fits`, lanes, priorities, limit.
+SELECT r.wf, w.submitted_at, {fits} AS fits
+FROM unnest(%s, %s) AS lane (queue, priority), LATERAL (
+    SELECT wf FROM {schema}.ready WHERE queue = lane.queue AND priority = lane.priority ORDER BY seq LIMIT %s
+) r, LATERAL (
+    SELECT submitted_at, name, queue, attributes FROM {schema}.workflow WHERE wf = r.wf LIMIT 1
+) w
+
 -- name: next_ready
 -- The first workflow that is ready among these keys. Parameters: low, high.
 SELECT r.wf, w.submitted_at
@@ -214,3 +259,32 @@ WITH stretch AS MATERIALIZED (
 SELECT place.status, count(*)
 FROM stretch JOIN {schema}.workflow w ON w.wf BETWEEN stretch.low AND stretch.high JOIN place ON place.wf = w.wf
 WHERE {fits} GROUP BY place.status
+
+-- name: count_up_to
+-- How many workflows are ready, suspended, and have ended, in all and otherwise than well; counted up to a bound. With each how
+-- many there are by the server's statistics, which follow the commits within about a second; NULL where these know nothing.
+-- The orders, which nobody needs, keep the planner from reading a whole table. Parameters: bound, four times.
+WITH size AS (
+    SELECT c.relname AS name, coalesce(nullif(pg_stat_get_live_tuples(c.oid), 0), greatest(c.reltuples, 0)) AS rows
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = {schema_text} AND c.relname IN ('ready', 'wait', 'outcome')
+), part AS (
+    SELECT u.status, u.share FROM pg_stats s,
+        LATERAL unnest(s.most_common_vals::text::text[], s.most_common_freqs) AS u (status, share)
+    WHERE s.schemaname = {schema_text} AND s.tablename = 'outcome' AND s.attname = 'status'
+)
+SELECT 'ready' AS place, (SELECT count(*) FROM (SELECT FROM {schema}.ready ORDER BY queue, priority, seq LIMIT %s) few),
+       (SELECT rows FROM size WHERE name = 'ready')::bigint
+UNION ALL
+SELECT 'suspended', (SELECT count(*) FROM (SELECT FROM {schema}.wait ORDER BY wf LIMIT %s) few),
+       (SELECT rows FROM size WHERE name = 'wait')::bigint
+UNION ALL
+SELECT 'ended', (SELECT count(*) FROM (SELECT FROM {schema}.outcome ORDER BY wf LIMIT %s) few),
+       (SELECT rows FROM size WHERE name = 'outcome')::bigint
+UNION ALL
+SELECT u.status, (
+    SELECT count(*) FROM (
+        SELECT FROM {schema}.outcome o WHERE o.status = u.status AND o.status <> 'succeeded' ORDER BY o.wf LIMIT %s
+    ) few
+), ((SELECT rows FROM size WHERE name = 'outcome') * (SELECT share FROM part WHERE part.status = u.status))::bigint
+FROM unnest(ARRAY['failed', 'cancelled', 'dead']) AS u (status)

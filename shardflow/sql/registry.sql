@@ -61,3 +61,7 @@ SELECT pg_try_advisory_xact_lock(hashtextextended({schema_text} || ':group', 0))
 -- name: set_claiming
 -- Parameters: whether the lease claims, lease.
 UPDATE {schema}.lease SET claiming = %s WHERE lease = %s AND claiming IS DISTINCT FROM %s
+
+-- name: tell
+-- Rings the shard's bell. Parameters: what it is to say.
+SELECT pg_notify({bell_text}, %s)

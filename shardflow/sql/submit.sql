@@ -21,6 +21,25 @@ WITH made AS (
 )
 SELECT id, wf FROM made
 
+-- name: submit
+-- The same as a whole transaction: admitted and with the bell rung; a row at least, without an id where nothing is new.
+-- Parameters, arrays of one length: ids, names, queues, slots, priorities, inputs; before them the generation.
+WITH admitted AS MATERIALIZED (
+    SELECT {schema}.admit(%s)
+), made AS (
+    INSERT INTO {schema}.workflow (id, name, queue, slot, priority, input)
+    SELECT id, name, queue, slot, priority, input
+    FROM admitted, unnest(%s, %s, %s, %s, %s, %s) AS given (id, name, queue, slot, priority, input)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING wf, id, queue, priority
+), queued AS (
+    INSERT INTO {schema}.ready (seq, wf, priority, queue)
+    SELECT wf, wf, priority, queue FROM made
+), rung AS MATERIALIZED (
+    SELECT {schema}.ring()
+)
+SELECT id, wf FROM rung LEFT JOIN made ON true
+
 -- name: insert_more
 -- The same for submissions that ask for more: some wait for a time or for other workflows, some have a parent that is told
 -- of their end. Parameters, arrays of one length: ids, names, queues, slots, priorities, inputs, options and attributes as

@@ -3,6 +3,11 @@
 -- keeps the lease from being expired until the transaction ends. Parameters: lease, epoch, generation.
 SELECT {schema}.fence(%s, %s, %s)
 
+-- name: lightly
+-- Lets the transaction commit before it is on the disk: a crash of the server may take it back, but then nothing that was
+-- committed after it is there either.
+SELECT set_config('synchronous_commit', 'off', true)
+
 -- name: steps
 -- Writes checkpoints; a second outcome for the same (workflow, sequence number) fails on the primary key.
 -- Parameters, arrays of one length: wfs, seqs, attempts, names, outputs, errors.
@@ -48,6 +53,12 @@ ON CONFLICT (wf, key) DO UPDATE SET value = EXCLUDED.value, set_at = now()
 -- these. Parameters: wfs, ids of children whose start was under way, lease.
 SELECT entry, target, topic, key, value, error FROM {schema}.cancel_children(%s, %s, %s)
 
+-- name: over
+-- Forgets what of the messages of workflows that have succeeded in this turn was kept for replays and repetitions.
+-- Parameters: wfs.
+DELETE FROM {schema}.message
+WHERE wf = ANY(%s) AND (taken OR topic = 'shardflow.child' OR topic = 'shardflow.after')
+
 -- name: begin_anew
 -- Forgets what is recorded of workflows that have begun anew in this turn, but for that. Parameters: wfs.
 SELECT {schema}.begin_anew(%s)
@@ -83,14 +94,16 @@ SELECT count(*) FROM {schema}.ended(ARRAY(
 -- name: in_time
 -- Ends the looking at watchers that have been looked at for long enough; however long nobody was there to look.
 UPDATE {schema}.watcher SET late = false WHERE ctid = ANY(ARRAY(
-    SELECT r.ctid FROM {schema}.watcher r WHERE r.late AND r.registered_at < now() - interval '60 s'
-        AND (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = r.wf) IS NULL
-    ORDER BY r.registered_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+    SELECT old.place FROM (
+        SELECT r.ctid AS place, r.wf FROM {schema}.watcher r WHERE r.late AND r.registered_at < now() - interval '60 s'
+        ORDER BY r.registered_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ) old WHERE (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = old.wf) IS NULL
 ))
 
 -- name: adopt
 -- Takes over what the holders of leases that are gone, or clients, have left in the outbox, some of it, and answers it.
--- The leases are found by one look at the index each, however much lies there. Parameters: lease, limit for each lease that is gone.
+-- The leases are found by one look at the index each, however much lies there.
+-- Parameters: lease, limit for each lease that is gone, bytes after which no further one is taken.
 WITH RECURSIVE there (lease) AS (
     (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1)
     UNION ALL
@@ -98,28 +111,56 @@ WITH RECURSIVE there (lease) AS (
     FROM there WHERE there.lease IS NOT NULL
 )
 UPDATE {schema}.outbox SET lease = %s WHERE ctid = ANY(ARRAY(
-    SELECT found.place FROM there, LATERAL (
-        SELECT o.ctid AS place FROM {schema}.outbox o WHERE o.lease = there.lease
-        ORDER BY o.lease, o.entry LIMIT (SELECT %s)
-        FOR UPDATE SKIP LOCKED
-    ) found
-    WHERE (SELECT l.lease FROM {schema}.lease l WHERE l.lease = there.lease) IS NULL
+    SELECT page.place FROM (
+        SELECT found.place, sum(found.size) OVER (ROWS UNBOUNDED PRECEDING) - found.size AS before FROM there, LATERAL (
+            SELECT o.ctid AS place, coalesce(octet_length(o.value), 0) + coalesce(octet_length(o.error), 0) AS size
+            FROM {schema}.outbox o WHERE o.lease = there.lease
+            ORDER BY o.lease, o.entry LIMIT (SELECT %s)
+            FOR UPDATE SKIP LOCKED
+        ) found
+        WHERE (SELECT l.lease FROM {schema}.lease l WHERE l.lease = there.lease) IS NULL
+    ) page WHERE page.before < %s
 ))
 RETURNING entry, target, topic, key, value, error
 
 -- name: outbox
--- What this lease has to deliver, from an entry on. Parameters: lease, last entry, limit.
-SELECT entry, target, topic, key, value, error FROM {schema}.outbox
-WHERE lease = %s AND entry > %s ORDER BY entry LIMIT %s
+-- What this lease has to deliver, from an entry on. Parameters: lease, last entry, limit, bytes after which there is no further
+-- one.
+SELECT entry, target, topic, key, value, error FROM (
+    SELECT o.*, sum(o.size) OVER (ORDER BY o.entry ROWS UNBOUNDED PRECEDING) - o.size AS before FROM (
+        SELECT entry, target, topic, key, value, error,
+               coalesce(octet_length(value), 0) + coalesce(octet_length(error), 0) AS size
+        FROM {schema}.outbox WHERE lease = %s AND entry > %s ORDER BY entry LIMIT %s
+    ) o
+) page WHERE before < %s ORDER BY entry
 
 -- name: mail
--- The messages that workflows have not seen yet, in the order of their arrival, the first ones of each.
--- Parameters, arrays of one length: wfs, last messages seen; then how many at the most for each.
-SELECT m.wf, m.seq, m.topic, m.key, m.value, m.error
-FROM unnest(%s, %s) AS q (wf, seen), LATERAL (
-    SELECT wf, seq, topic, key, value, error FROM {schema}.message
-    WHERE wf = q.wf AND seq > q.seen AND NOT taken ORDER BY seq LIMIT (SELECT %s)
-) m
+-- The messages on these topics that workflows have not read yet, in the order of their arrival, the first ones of each; the
+-- ends of these children, as far as they are there. Before them, for each workflow, the number of its last message, whatever
+-- that is: what has a higher one has come later. Where it is too much, what is further behind is left out.
+-- Parameters: wfs; then arrays of one length: wfs, topics, last messages read; how many at the most for each of these; two
+-- arrays of one length: parents, ids of children; bytes after which there is no further one.
+SELECT wf, seq, topic, key, value, error FROM (
+    SELECT found.*, sum(found.size) OVER (ORDER BY found.n, found.seq ROWS UNBOUNDED PRECEDING) - found.size AS before FROM (
+        SELECT 0 AS n, q.wf, coalesce((
+            SELECT m.seq FROM {schema}.message m WHERE m.wf = q.wf ORDER BY m.seq DESC LIMIT 1
+        ), 0) AS seq, '' AS topic, NULL AS key, NULL AS value, NULL AS error, 0 AS size
+        FROM unnest(%s) AS q (wf)
+        UNION ALL
+        SELECT q.n, m.* FROM unnest(%s, %s, %s) WITH ORDINALITY AS q (wf, topic, seen, n), LATERAL (
+            SELECT wf, seq, topic, key, value, error,
+                   coalesce(octet_length(value), 0) + coalesce(octet_length(error), 0) AS size
+            FROM {schema}.message WHERE wf = q.wf AND topic = q.topic AND seq > q.seen AND NOT taken
+            ORDER BY seq LIMIT (SELECT %s)
+        ) m
+        UNION ALL
+        SELECT 1::bigint << 40, m.* FROM unnest(%s, %s) AS q (wf, key), LATERAL (
+            SELECT wf, seq, topic, key, value, error,
+                   coalesce(octet_length(value), 0) + coalesce(octet_length(error), 0) AS size
+            FROM {schema}.message WHERE wf = q.wf AND topic = 'shardflow.child' AND key = q.key LIMIT 1
+        ) m
+    ) found
+) page WHERE before < %s ORDER BY n, seq
 
 -- name: cancelled
 -- The running workflows that are to be cancelled, whoever holds them.
@@ -164,15 +205,15 @@ WITH gone AS (
     SELECT %s, %s, array_agg(wf), array_agg(attempt) FROM gone HAVING count(*) > 0
 )
 SELECT gone.wf, w.id, w.name, w.input, gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq, w.options,
-    EXISTS (SELECT FROM {schema}.cancel)
+    EXISTS (SELECT FROM {schema}.cancel) AS heed
 FROM gone, LATERAL (
     SELECT id, name, input, options FROM {schema}.workflow WHERE wf = gone.wf LIMIT 1
 ) w
 ORDER BY gone.queue, gone.priority, gone.seq
 
 -- name: wake
--- Makes suspended workflows ready whose time has come, at most so many; answers how many, and in how many seconds the
--- next one's time comes. Parameters: limit.
+-- Makes suspended workflows ready whose time has come, at most so many; answers how many, in how many seconds the next one's
+-- time comes, and the first places in the lanes that they came to: lanes, priorities, seqs. Parameters: limit.
 WITH due AS (
     DELETE FROM {schema}.wait WHERE wf = ANY(ARRAY(
         SELECT wf FROM {schema}.wait WHERE wake_at <= now() ORDER BY wake_at LIMIT %s FOR UPDATE SKIP LOCKED
@@ -182,10 +223,13 @@ WITH due AS (
     INSERT INTO {schema}.ready (seq, wf, priority, attempt, replay, queue)
     SELECT w.wf, w.wf, w.priority, due.attempt, true, {schema}.lane(w.queue, w.options, due.attempt)
     FROM due JOIN {schema}.workflow w ON w.wf = due.wf
+    RETURNING queue, priority, seq
+), first AS (
+    SELECT DISTINCT ON (queue) queue, priority, seq FROM woken ORDER BY queue, priority, seq
 )
 SELECT (SELECT count(*) FROM due), date_part('epoch', (
     SELECT wake_at FROM {schema}.wait WHERE wake_at > now() ORDER BY wake_at LIMIT 1
-) - now())
+) - now()), array_agg(queue), array_agg(priority), array_agg(seq) FROM first
 
 -- name: hang_bell
 -- Says that this session's worker is about to sleep; the lock ends with the session at the latest.
@@ -194,23 +238,3 @@ SELECT pg_advisory_lock_shared(hashtextextended({schema_text} || ':bell', 0))
 -- name: take_bell
 -- Says that this session's worker is awake.
 SELECT pg_advisory_unlock_shared(hashtextextended({schema_text} || ':bell', 0))
-
--- name: probe
--- Whether there may be anything to do, as cheaply as can be asked, and in how many seconds the next suspended workflow's time
--- comes. The orders, which nobody needs, keep the planner from reading a whole table to find nothing in it.
--- Parameters: lanes.
-SELECT EXISTS (
-    SELECT FROM unnest(%s) AS q (queue), LATERAL (
-        SELECT FROM {schema}.ready r WHERE r.queue = q.queue ORDER BY r.priority, r.seq LIMIT 1
-    ) found
-) OR EXISTS (SELECT FROM {schema}.cancel) OR EXISTS (
-    SELECT FROM (
-        SELECT r.wf, r.registered_at FROM {schema}.watcher r WHERE r.late ORDER BY r.registered_at LIMIT 1000
-    ) late WHERE late.registered_at < now() - interval '60 s'
-        OR (SELECT o.wf FROM {schema}.outcome o WHERE o.wf = late.wf) IS NOT NULL
-) OR EXISTS (
-    SELECT FROM (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1) first
-    WHERE NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.lease = first.lease)
-), date_part('epoch', (
-    SELECT wake_at FROM {schema}.wait WHERE wake_at IS NOT NULL ORDER BY wake_at LIMIT 1
-) - now())

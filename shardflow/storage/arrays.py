@@ -6,9 +6,11 @@ see benchmarks/LOG.md. Wire format: PostgreSQL source, `array_send` in src/backe
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from struct import Struct
+from sys import byteorder
 from typing import Any, cast
 
 from psycopg.adapt import AdaptersMap, Dumper
@@ -21,6 +23,8 @@ _INT2 = Struct(">ih").pack
 _FLOAT8 = Struct(">id").pack
 _LENGTH = Struct(">i").pack
 _NULL = b"\xff\xff\xff\xff"
+#: From so many numbers on they are written all at once.
+_MANY = 64
 
 
 class Array:
@@ -43,7 +47,18 @@ class Int8s(Array):
     element_oid, array_oid = 20, 1016
 
     def elements(self) -> Iterable[bytes]:
-        return map(_INT8, repeat(8), self.values)
+        values = self.values
+        if len(values) < _MANY:
+            return map(_INT8, repeat(8), values)
+        # All at once: the numbers in network order, then each of their eight bytes to its place behind the lengths.
+        numbers = array("q", values)
+        if byteorder == "little":
+            numbers.byteswap()
+        raw = numbers.tobytes()
+        elements = bytearray(b"\0\0\0\x08\0\0\0\0\0\0\0\0" * len(values))
+        for place in range(8):
+            elements[4 + place :: 12] = raw[place::8]
+        return (bytes(elements),)
 
 
 class Int4s(Array):
@@ -61,7 +76,10 @@ class Int2s(Array):
     element_oid, array_oid = 21, 1005
 
     def elements(self) -> Iterable[bytes]:
-        return map(_INT2, repeat(2), self.values)
+        values = self.values
+        if values.count(values[0]) == len(values):
+            return repeat(_INT2(2, values[0]), len(values))
+        return map(_INT2, repeat(2), values)
 
 
 class Float8s(Array):
@@ -92,6 +110,17 @@ class Texts(Array):
         return _sized(list(map(str.encode, self.values)))
 
 
+class Names(Texts):
+    """Texts of which there are few different ones, such as the names of steps."""
+
+    __slots__ = ()
+
+    def elements(self) -> Iterable[bytes]:
+        return map(
+            {name: _LENGTH(len(text := name.encode())) + text for name in set(self.values)}.__getitem__, self.values
+        )
+
+
 def _sized(values: Sequence[bytes | None]) -> Iterable[bytes]:
     """Each value behind its length; in C as far as there is no NULL among them."""
     nulls = values.count(None)
@@ -114,6 +143,6 @@ class _ArrayDumper(Dumper):
 
 def register(adapters: AdaptersMap) -> None:
     """Teaches a connection to send these arrays."""
-    for kind in (Int8s, Int4s, Int2s, Float8s, Byteas, Texts):
+    for kind in (Int8s, Int4s, Int2s, Float8s, Byteas, Texts, Names):
         dumper = type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": kind.array_oid})
         adapters.register_dumper(kind, dumper)

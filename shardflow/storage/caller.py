@@ -18,7 +18,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, pq
 from psycopg.rows import tuple_row
 
 from ..core.topics import SUBMIT
-from ..errors import ClusterError, InvalidInput, MapChanged, ShardflowError, UsageError
+from ..errors import ClusterError, InvalidInput, MapChanged, ShardBusy, ShardflowError, UsageError
 from . import arrays
 from .arrays import Byteas, Texts
 from .shard import Shard
@@ -172,7 +172,10 @@ def submit(shard: Shard, new: NewWorkflow) -> Errand[tuple[int, str, bytes]]:
         yield sql["ring"], ()
         if made:
             return made[0][1], new.name, new.input
-        ((_, wf, name, input),) = yield sql["existing"], (Texts([new.id]),)
+        there = yield sql["existing"], (Texts([new.id]),)
+    if not there:
+        raise ShardBusy(f"shard {shard.name!r}: the workflow {new.id!r} has just been deleted", shard=shard.name)
+    _, wf, name, input = there[0]
     return wf, name, input
 
 

@@ -255,7 +255,7 @@ async def _records(asker: _Asker, known: Identity, deep: bool) -> dict[str, Any]
             make=lambda lease, worker, age, count, ids: OldReceipt(lease, worker, age, count, tuple(ids)),
         ),
         "queues": _by_queue(await asker.rows("queues", sql["queues"], BOUND, by_index=True)),
-        "overdue": await asker.single("overdue", sql["overdue"], LATE, make=Overdue),
+        "overdue": await asker.single("overdue", sql["overdue"], LATE, BOUND, make=Overdue),
         "places": await _places(asker, tables or (), deep),
         "outbox": await _outbox(asker),
     }

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from .arrays import Int8s
+from .arrays import Int8s, Texts
+from .schedules import Look
 from .shard import Conn, Shard
 from .turn import Turn, written
 
@@ -20,6 +21,20 @@ class Peer:
     worker: str
     expired: bool
     gone: bool
+
+
+class Glance(NamedTuple):
+    """What a look has found: whether the lease is held, the server's clock; whether nobody is elected, how it stands
+    with schedules; whether there may be something to do (None: not asked), and in how many seconds there will; peers
+    that may be dead."""
+
+    held: bool
+    clock: datetime
+    vacant: bool
+    schedules: Look
+    found: bool | None
+    due: float | None
+    dead: list[Peer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +140,27 @@ async def stand_in(shard: Shard, conn: Conn, lease: int) -> None:
             await conn.execute(shard.statements("lease")["live"], (lease,))
 
 
-async def renew(shard: Shard, conn: Conn, lease: int, epoch: int, ttl: float) -> float | None:
-    """Pushes the lease's end to `ttl` seconds from now; answers the server's clock, None if it is not held any
-    more."""
+async def look(
+    shard: Shard,
+    conn: Conn,
+    lease: int,
+    epoch: int,
+    *,
+    ttl: float | None = None,
+    watch: bool = False,
+    lanes: Sequence[str] | None = None,
+) -> Glance:
+    """One query for all that a worker with nothing to do asks.
+
+    Arguments: `ttl`, seconds from now until which the lease is renewed; `watch`, whether to look at its peers;
+    `lanes` to look into.
+    """
+    given = (lease, epoch, ttl, watch, None if lanes is None else Texts(lanes))
     with shard.translate():
-        cursor = await conn.execute(shard.statements("lease")["renew"], (ttl, lease, epoch))
-        row = await cursor.fetchone()
-    return None if row is None else row[0]
+        rows = await (await conn.execute(shard.statements("lease")["look"], given)).fetchall()
+    held, clock, vacant, schedule_at, tick_at, found, due = rows[0][:7]
+    dead = [Peer(*row[7:]) for row in rows if row[7] is not None]
+    return Glance(held, clock, vacant, Look(clock, schedule_at, tick_at), found, due, dead)
 
 
 async def resume(shard: Shard, conn: Conn, lease: int, ttl: float, doubt: Turn | None = None) -> Resumed | None:
@@ -170,14 +199,6 @@ async def release(shard: Shard, conn: Conn, lease: int) -> int | None:
         async with conn.transaction():
             row = await (await conn.execute(shard.statements("lease")["release"], (lease,))).fetchone()
     return None if row is None else row[0]
-
-
-async def peers(shard: Shard, conn: Conn, own: int) -> tuple[list[Peer], bool]:
-    """The other leases that are past their time or seem to have lost their session; and whether nobody is elected."""
-    with shard.translate():
-        cursor = await conn.execute(shard.statements("lease")["peers"], (own,))
-        vacancy, *rows = await cursor.fetchall()
-    return [p for row in rows if (p := Peer(*row)).expired or p.gone], vacancy[3]
 
 
 async def expire(shard: Shard, conn: Conn, peer: Peer) -> int | None:

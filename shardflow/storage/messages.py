@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import psycopg
+
+from ..errors import InvalidInput
 from .arrays import Byteas, Texts
 from .shard import Conn, Shard
 from .turn import BEGIN, roll_back
@@ -60,6 +63,13 @@ async def _admitted(
     except BaseException:
         await roll_back(conn)
         raise
+
+
+def refusal(shard: str, error: Exception) -> Exception:
+    """What a workflow is told where the server does not accept a row: an error of ours, which is recorded."""
+    if not isinstance(error, psycopg.Error):
+        return error
+    return InvalidInput(f"shard {shard!r} refused it: {str(error).strip()}".replace("\0", "\\0"))
 
 
 async def event(shard: Shard, conn: Conn, id: str, key: str) -> tuple[bool, bytes | None, bool]:

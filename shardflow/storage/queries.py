@@ -1,7 +1,7 @@
 """What a client asks one shard about many workflows: a part of a list, counts, where some ids are.
 
 An answer is of one moment. What it costs is bounded by what is asked for and by `LOOK`, not by what the shard holds;
-only a count reads all that it counts.
+only an exact count reads all that it counts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from psycopg import sql as composing
 
 from .. import sql
 from ..core.cursor import Part, Positions
+from ..core.lanes import SUSPECT, queue_of
 from ..core.query import Filters
 from ..core.stretch import Row, Stretch, joined, range_of
 from ..model import Status, WorkflowInfo
-from .arrays import Int8s, Texts
+from .arrays import Int2s, Int8s, Texts
 from .shard import Conn, Shard, Statements
 from .turn import roll_back
 
@@ -27,6 +28,12 @@ from .turn import roll_back
 LOOK = 20_000
 #: So many are sorted where no index has them in order.
 FEW = 2_000
+#: So many lanes and priorities are walked along one by one.
+LANES = 100
+#: Rows that are looked at for attributes which many have, before they are looked up in their index.
+GLANCE = 2_000
+#: A rough count is exact up to this.
+COUNTED = 10_000
 #: How far the time of a submission may be from the moment at which its key was drawn.
 SLACK = timedelta(minutes=1)
 
@@ -65,13 +72,15 @@ async def page(
     )
 
 
-async def count(shard: Shard, conn: Conn, asked: Filters) -> dict[Status, int]:
-    """How many of the workflows asked for are in each of the statuses asked for."""
+async def count(shard: Shard, conn: Conn, asked: Filters) -> tuple[dict[Status, int], frozenset[Status]]:
+    """How many of the workflows asked for are in each of the statuses asked for, exactly; no status is rough."""
     statements = _statements(shard, True)
     wanted = asked.statuses or tuple(Status)
     statuses = Texts([status.value for status in wanted])
     async with _moment(shard, conn):
-        await conn.execute(statements["begin"])
+        async with conn.pipeline():
+            await conn.execute(statements["begin"])
+            await conn.execute(statements["counting"])
         if asked.of_submission:
             ranges = await conn.execute(statements["ranges"])
             _, bounds = await _bounds(conn, statements, asked, await ranges.fetchall())
@@ -80,7 +89,35 @@ async def count(shard: Shard, conn: Conn, asked: Filters) -> dict[Status, int]:
             rows = await (await conn.execute(statements["count_some"], parameters)).fetchall()
         else:
             rows = await (await conn.execute(statements["count_all"], [statuses] * 4)).fetchall()
-    return dict.fromkeys(wanted, 0) | {Status(status): number for status, number in rows}
+    return dict.fromkeys(wanted, 0) | {Status(status): number for status, number in rows}, frozenset()
+
+
+async def count_roughly(
+    shard: Shard, conn: Conn, statuses: Sequence[Status]
+) -> tuple[dict[Status, int], frozenset[Status]]:
+    """How many workflows are in each of these statuses (none: all); and which of the numbers are rough.
+
+    They are where there are more than `COUNTED`: then the server's statistics say how many.
+    """
+    statements = _statements(shard, True)
+    wanted = statuses or tuple(Status)
+    async with _moment(shard, conn):
+        async with conn.pipeline():
+            await conn.execute(statements["begin"])
+            await conn.execute(statements["walking"])
+            places = await conn.execute(statements["count_up_to"], [COUNTED] * 4)
+            running = await conn.execute(statements["count_all"], [Texts([Status.RUNNING.value])] * 4)
+        found = {place: (counted, known) for place, counted, known in await places.fetchall()}
+        numbers = {Status(status): number for status, number in await running.fetchall()}
+    rough = {place for place, (counted, _) in found.items() if counted >= COUNTED}
+    sizes = {
+        place: max(counted, known or 0) if place in rough else counted for place, (counted, known) in found.items()
+    }
+    sizes["succeeded"] = max(0, sizes["ended"] - sum(sizes[status.value] for status in _UNLUCKY))
+    if "ended" in rough:
+        rough.add("succeeded")
+    numbers |= {status: sizes[status.value] for status in wanted if status.value in sizes}
+    return {status: numbers[status] for status in wanted}, frozenset(s for s in wanted if s.value in rough)
 
 
 async def described(shard: Shard, conn: Conn, wfs: Sequence[int]) -> dict[int, WorkflowInfo]:
@@ -111,11 +148,14 @@ class _Walk:
         self._bounds = bounds
         self._newest = newest
         self._limit = limit
+        self._look = LOOK
 
     async def found(self) -> dict[int, Found]:
         parts = None
         if self._asked.attributes is not None:
-            parts = await self._tagged()
+            parts = await self._glance()
+            if parts is None:
+                parts = await self._tagged()
         if parts is None:
             parts = await self._by_status()
         return {
@@ -130,17 +170,34 @@ class _Walk:
             return await self._along(self._sql["all"])
         ways = []
         if Status.SUCCEEDED in wanted:
-            ways.append(await self._along(self._sql["ended"], wanted & _ENDED))
+            ways.append(await self._along(self._sql["ended"], _texts(wanted & _ENDED)))
         elif wanted & _UNLUCKY:
-            ways.append(await self._along(self._sql["unlucky"], wanted & _UNLUCKY))
+            ways.append(await self._along(self._sql["unlucky"], _texts(wanted & _UNLUCKY)))
         if Status.SUSPENDED in wanted:
             ways.append(await self._along(self._sql["suspended"]))
         if Status.RUNNING in wanted:
             ways.append(self._sorted(await self._ask(self._sql["running"], *_fits(self._asked))))
         if Status.READY in wanted:
-            some = await self._ask(self._sql["some_ready"], *_fits(self._asked), FEW + 1)
-            ways.append(self._sorted(some) if len(some) <= FEW else await self._ready())
+            in_lanes = await self._in_lanes()
+            ways.append(await self._anywhere() if in_lanes is None else in_lanes)
         return _together(ways)
+
+    async def _in_lanes(self) -> dict[int, list[Found]] | None:
+        """A walk along each lane; None where there are too many of them, or of suspects, which are in no order."""
+        lanes = await self._ask(self._sql["lanes"], LANES + 1)
+        if len(lanes) > LANES:
+            return None
+        if self._asked.queue is not None:
+            lanes = [place for place in lanes if queue_of(place[0]) == self._asked.queue]
+        usual, suspect = _lanes(lanes, suspects=False), _lanes(lanes, suspects=True)
+        some = await self._ask(self._sql["suspects"], *_fits(self._asked), *suspect, FEW + 1)
+        if len(some) > FEW:
+            return None
+        return _together([self._sorted(some), await self._along(self._sql["ready_in"], *usual)])
+
+    async def _anywhere(self) -> dict[int, list[Found]]:
+        some = await self._ask(self._sql["some_ready"], *_fits(self._asked), FEW + 1)
+        return self._sorted(some) if len(some) <= FEW else await self._ready()
 
     async def _ready(self) -> dict[int, list[Found]]:
         """A walk for what is ready; where it comes to nothing, it goes on in front of the next one that is ready."""
@@ -158,6 +215,15 @@ class _Walk:
                 stretches[number] = Stretch(stretch.rows, before[0] if before else None)
         return found
 
+    async def _glance(self) -> dict[int, list[Found]] | None:
+        """A short walk for attributes that many have; None where it does not find enough."""
+        self._look = GLANCE
+        parts = await self._by_status()
+        self._look = LOOK
+        whole = {part: joined(parts.get(part, ()), self._newest) for part in self._bounds}
+        enough = all(found.reached is None or len(found.rows) >= self._limit for found in whole.values())
+        return parts if enough else None
+
     async def _tagged(self) -> dict[int, list[Found]] | None:
         """All with the attributes, where they are few; None where they are many."""
         await self._conn.execute(self._sql["searching"])
@@ -172,15 +238,14 @@ class _Walk:
             some = [(wf, at, fits and wf in right) for wf, at, fits in some]
         return self._sorted(some)
 
-    async def _along(self, way: bytes, statuses: Iterable[Status] = ()) -> dict[int, list[Found]]:
+    async def _along(self, way: bytes, *given: object) -> dict[int, list[Found]]:
         """A walk: its rows, and how far it came where it did not come to the end."""
         lows, highs = _columns(self._bounds)
-        given = [Texts(sorted(s.value for s in statuses))] if statuses else []
-        limits = (LOOK, LOOK, self._limit + 1)
+        limits = (self._look, self._look, self._limit + 1)
         rows = await self._ask(way, lows, highs, *given, *_fits(self._asked), *limits)
         found = self._sorted([(wf, at, fits) for wf, at, fits, _ in rows])
         for wf, at, _, number in rows:
-            if number == LOOK:
+            if number == self._look:
                 found.setdefault(range_of(wf), []).append(Stretch((), Row(wf, at, None)))
         return found
 
@@ -247,6 +312,16 @@ def _columns(bounds: Mapping[int, tuple[int, int]]) -> tuple[Int8s, Int8s]:
 
 def _fits(asked: Filters) -> tuple[object, ...]:
     return asked.name, asked.queue, asked.since, asked.until, asked.attributes
+
+
+def _texts(statuses: Iterable[Status]) -> Texts:
+    return Texts(sorted(status.value for status in statuses))
+
+
+def _lanes(places: Sequence[tuple[str, int]], *, suspects: bool) -> tuple[Texts, Int2s]:
+    """The names and priorities of those that are, or are not, lanes of suspects."""
+    of_them = [place for place in places if place[0].endswith(SUSPECT) is suspects]
+    return Texts([lane for lane, _ in of_them]), Int2s([priority for _, priority in of_them])
 
 
 def _together(ways: Iterable[Mapping[int, list[Found]]]) -> dict[int, list[Found]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from psycopg import AsyncCursor
 
 from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
-from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
+from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Names, Texts
 from .shard import STATEMENT_SECONDS, Conn, Shard
 from .turn import BEGIN, roll_back
 
@@ -34,18 +34,21 @@ class More:
 
 _USUAL = More()
 
+#: Workflows at the most that are submitted in one statement, which takes less than a transaction around it. Behind a
+#: pooler it could be at any isolation level.
+FEW = 50
 
-@dataclass(frozen=True, slots=True)
-class NewWorkflow:
-    """A submission as it is written: `input` encoded, `priority` lower first; `more`, where it asks for more."""
+
+class NewWorkflow(Protocol):
+    """A submission to write: `input` encoded, `priority` lower first; `more`, where it asks for more."""
 
     id: str
     name: str
     queue: str
     slot: int
     input: bytes
-    priority: int = 0
-    more: More | None = None
+    priority: int
+    more: More | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ async def submit(
     sql = shard.statements("submit")
     try:
         with shard.translate():
+            if len(new) <= FEW and seconds <= STATEMENT_SECONDS and not shard.config.pooler and _usual(new):
+                alone = await conn.execute(sql["submit"], (generation, *_columns(new)), binary=True)
+                return {row[0]: row[1] for row in await alone.fetchall() if row[0] is not None}
             async with conn.pipeline():
                 await conn.execute(BEGIN)
                 if seconds > STATEMENT_SECONDS:
@@ -96,18 +102,26 @@ async def insert(
     return made
 
 
-def insertion(shard: Shard, new: Sequence[NewWorkflow]) -> tuple[bytes, Sequence[Any]]:
-    """The statement that writes the workflows, with its parameters."""
-    sql = shard.statements("submit")
-    columns = (
+def _usual(new: Sequence[NewWorkflow]) -> bool:
+    return all(n.more is None for n in new)
+
+
+def _columns(new: Sequence[NewWorkflow]) -> tuple[Any, ...]:
+    return (
         Texts([n.id for n in new]),
-        Texts([n.name for n in new]),
-        Texts([n.queue for n in new]),
+        Names([n.name for n in new]),
+        Names([n.queue for n in new]),
         Int4s([n.slot for n in new]),
         Int2s([n.priority for n in new]),
         Byteas([n.input for n in new]),
     )
-    if all(n.more is None for n in new):
+
+
+def insertion(shard: Shard, new: Sequence[NewWorkflow]) -> tuple[bytes, Sequence[Any]]:
+    """The statement that writes the workflows, with its parameters."""
+    sql = shard.statements("submit")
+    columns = _columns(new)
+    if _usual(new):
         return sql["insert"], columns
     mores = [n.more or _USUAL for n in new]
     pairs = [(n.id, after) for n in new if n.more for after in n.more.after]

@@ -14,7 +14,9 @@ from psycopg import pq
 
 from ..core.quota import State
 from ..errors import ShardflowError, ShardUnavailable
-from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Texts
+from . import post
+from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Names, Texts
+from .post import MailWanted, Message, Told
 from .shard import Conn, Shard, Statements
 
 
@@ -43,28 +45,6 @@ class Claimed(NamedTuple):
     seq: int
     options: dict[str, Any] | None = None
     heed: bool = True  # whether something may have to be cancelled
-
-
-class Told(NamedTuple):
-    """A row of the outbox: what follows elsewhere from a commit; `error` is JSON text."""
-
-    entry: int
-    target: str
-    topic: str
-    key: str | None
-    value: bytes | None
-    error: str | None
-
-
-class Message(NamedTuple):
-    """What has arrived for a workflow, in the order of `seq`; `error` is JSON text."""
-
-    wf: int
-    seq: int
-    topic: str
-    key: str | None
-    value: bytes | None
-    error: str | None
 
 
 #: The guards look again after they have waited for a lock, so they need this level, whatever the role's default is.
@@ -109,13 +89,13 @@ class Turn:
 
     `tried` are steps whose failed tries are to be forgotten, `received` messages to take, both as (workflow, number);
     `relayed`, entries of the outbox that were delivered; `wake`, how many due workflows may be woken; `mail`,
-    workflows and the last message that each has seen, to be told of newer ones; `begun`, receipts of which all has
-    begun, and how many seconds ago; `frees`, whether others may claim under a limit what this turn gives up; `adopt`,
-    whether to take over what nobody delivers; `outbox`, the entry behind which the lease's own outbox is to be read;
-    `bell`, whether to hang or take it.
-    `severed` are workflows whose ends cancel their children, `orphans` children whose start is not recorded; `anew`,
-    workflows that begin anew with a checkpoint of this turn; `suspects`, a claim from the lanes of those; `heed`,
-    whether to ask for what is to be cancelled.
+    messages to ask for; `begun`, receipts of which all has begun, and how many seconds ago; `frees`, whether others
+    may claim under a limit what this turn gives up; `adopt`, whether to take over what nobody delivers; `outbox`, the
+    entry behind which the lease's own outbox is to be read; `bell`, whether to hang or take it.
+    `heard` are workflows that succeed and have read messages; `severed`, workflows whose ends cancel their children,
+    `orphans`, children whose start is not recorded; `anew`, workflows that begin anew with a checkpoint of this turn;
+    `suspects`, a claim from the lanes of those; `heed`, whether to ask for what is to be cancelled.
+    `rehearsal`: all of it is taken back in the end.
     """
 
     steps: Sequence[StepRow] = ()
@@ -126,6 +106,7 @@ class Turn:
     outcomes: Sequence[OutcomeRow] = ()
     waits: Sequence[WaitRow] = ()
     relayed: Sequence[int] = ()
+    heard: Sequence[int] = ()
     severed: Sequence[int] = ()
     orphans: Sequence[str] = ()
     anew: Sequence[int] = ()
@@ -133,7 +114,7 @@ class Turn:
     kept: Receipt | None = None
     claim: ClaimWanted | None = None
     wake: int = 0
-    mail: Sequence[tuple[int, int]] = ()
+    mail: MailWanted | None = None
     begun: Sequence[tuple[int, float]] = ()
     frees: bool = False
     adopt: bool = False
@@ -141,14 +122,16 @@ class Turn:
     suspects: ClaimWanted | None = None
     heed: bool = False
     bell: bool | None = None
+    rehearsal: bool = False
+    light: bool = False
 
 
 @dataclass(slots=True)
 class Answer:
     """What a turn answers: what was claimed; what is to be delivered from now on; a page of the outbox; messages;
-    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, and the
-    seconds until the next one is due; how it stands with the limits of what was claimed
-    from; which queues have limits, where that was asked."""
+    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, the lanes
+    with the first places (priority, seq) that they came to, and the seconds until the next one is due; how it stands
+    with the limits of what was claimed from; which queues have limits, where that was asked."""
 
     claimed: Sequence[Claimed] = ()
     told: Sequence[Told] = ()
@@ -157,15 +140,10 @@ class Answer:
     cancelled: Sequence[tuple[int, str | None]] | None = None
     suspects: Sequence[Claimed] = ()
     woken: int = 0
+    woken_at: Sequence[tuple[str, int, int]] = ()
     next_due: float | None = None
     limits: Sequence[State] = ()
     limited: frozenset[str] | None = None
-
-
-#: Entries of the outbox that are read or taken over in one turn at the most.
-PAGE = 1_000
-#: Messages of one workflow that are read in one turn at the most.
-MAIL = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +189,22 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
     async with conn.pipeline():
         await execute(BEGIN)
         await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
+        if turn.light:
+            await execute(sql["lightly"])
         if turn.bell is not None:
             await execute(sql["hang_bell" if turn.bell else "take_bell"])
         if turn.steps:
             wfs, seqs, attempts, names, outputs, errors = zip(*turn.steps, strict=True)
             keys = (Int8s(wfs), Int8s(seqs), Int2s(attempts))
-            await execute(sql["steps"], (*keys, Texts(names), Byteas(outputs), Texts(errors)))
+            await execute(sql["steps"], (*keys, Names(names), Byteas(outputs), Texts(errors)))
         if turn.retries or turn.tried or turn.received or turn.events:
             await _side_effects(conn, sql, turn)
         if turn.outcomes:
             wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
-            ends = (Int8s(wfs), Texts(statuses), Byteas(outputs), Texts(errors), fence.lease)
+            ends = (Int8s(wfs), Names(statuses), Byteas(outputs), Texts(errors), fence.lease)
             told = await execute(sql["outcomes"], ends, binary=True)
+        if turn.heard:
+            await execute(sql["over"], (Int8s(turn.heard),))
         if turn.severed:
             parameters: Any = (Int8s(turn.severed), Texts(turn.orphans), fence.lease)
             severed = await execute(sql["cancel_children"], parameters, binary=True)
@@ -271,14 +253,15 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
             await execute(sql["sweep"])
             await execute(shard.statements("limits")["settle"])
             limited = await execute(shard.statements("limits")["limited"])
-            adopted = await execute(sql["adopt"], (fence.lease, PAGE), binary=True)
+            adopted = await execute(sql["adopt"], (fence.lease, post.PAGE, post.PAGE_BYTES), binary=True)
         if turn.outbox is not None:
-            page = await execute(sql["outbox"], (fence.lease, turn.outbox, PAGE), binary=True)
+            page = await execute(sql["outbox"], (fence.lease, turn.outbox, post.PAGE, post.PAGE_BYTES), binary=True)
         if turn.mail:
-            wfs, seens = zip(*turn.mail, strict=True)
-            mail = await execute(sql["mail"], (Int8s(wfs), Int8s(seens), MAIL), binary=True)
-        ended = await execute(b"COMMIT")
-    if ended.statusmessage != "COMMIT":
+            mail = await execute(sql["mail"], post.mail_parameters(turn.mail), binary=True)
+        if turn.rehearsal:
+            await execute(b"SET CONSTRAINTS ALL IMMEDIATE")
+        ended = await execute(b"ROLLBACK" if turn.rehearsal else b"COMMIT")
+    if ended.statusmessage != "COMMIT" and not turn.rehearsal:
         # A failed transaction answers COMMIT with ROLLBACK and no error.
         raise ShardUnavailable(
             f"shard {shard.name!r}: the server rolled back instead of committing", shard=shard.name
@@ -305,7 +288,9 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
     if mail is not None:
         answer.mail = list(map(Message._make, await mail.fetchall()))
     if woken is not None:
-        answer.woken, answer.next_due = await woken.fetchone()
+        answer.woken, answer.next_due, *first = await woken.fetchone()
+        if answer.woken:
+            answer.woken_at = list(zip(*first, strict=True))
     return answer
 
 
@@ -358,11 +343,3 @@ async def cancelled(shard: Shard, conn: Conn) -> list[tuple[int, str | None]]:
             (wf, reason)
             for wf, reason in await (await conn.execute(shard.statements("turn")["cancelled"])).fetchall()
         ]
-
-
-async def probe(shard: Shard, conn: Conn, lanes: Sequence[str]) -> tuple[bool, float | None]:
-    """Whether a lane has ready work or a workflow is to be cancelled; seconds until the next suspended one is due."""
-    with shard.translate():
-        cursor = await conn.execute(shard.statements("turn")["probe"], (Texts(lanes),))
-        row = await cursor.fetchone()
-    return (False, None) if row is None else (bool(row[0]), row[1])

@@ -10,7 +10,7 @@ from ..core.topics import CHILD
 from ..definitions import Workflow
 from ..model import Status
 from ..storage.leases import Checkpoint, Tries
-from ..storage.turn import Message
+from ..storage.post import Message
 
 if TYPE_CHECKING:
     from .run import InlineRun

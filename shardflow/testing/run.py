@@ -15,7 +15,8 @@ from ..definitions import Step, Transaction, Workflow
 from ..errors import NonDeterminism, UsageError
 from ..model import Status
 from ..worker.operations import beginning
-from ..worker.run import Run, Sink
+from ..worker.run import Run
+from ..worker.sink import Sink
 from ..worker.steps import Detached
 from .record import Record
 

@@ -33,6 +33,7 @@ from ..worker.gather import Extra
 from ..worker.mailbox import Mailbox
 from ..worker.quiet import is_quiet
 from ..worker.run import Run
+from ..worker.tasks import own_tasks
 from .record import Pause, Record
 from .run import InlineRun, stand_in
 
@@ -61,6 +62,7 @@ class World:
         self.fakes: dict[Step[..., Any], Callable[..., Any]] = {}
         self.other: dict[Workflow[..., Any], Callable[..., Any]] = {}
         self.loop = asyncio.get_running_loop()
+        self.own_task = own_tasks(self.loop)
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="shardflow inline")
         self.delivery: Any = self
         self.moved = asyncio.Event()
@@ -76,7 +78,7 @@ class World:
         await self.left()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    # -- what runs call: `worker.run.Sink`
+    # -- what runs call: `worker.sink.Sink`
 
     def time(self) -> float:
         """The clock, in seconds since 1970; it stands between jumps."""
@@ -121,13 +123,13 @@ class World:
         if not run.closed and not run.verifies:
             run.record.tries[seq] = Tries(attempts, self.now + delay)
 
-    def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
+    def finish(self, run: Run, status: str, output: bytes | None, error: str | None) -> None:
         assert isinstance(run, InlineRun)
         if run.verifies:
-            run.ended = status, output, error
+            run.ended = Status(status), output, error
         else:
             run.record.run = None
-            self._end(run.record, status, output, error)
+            self._end(run.record, Status(status), output, error)
         self.moved.set()
 
     def begin_anew(self, run: Run, input: bytes) -> None:

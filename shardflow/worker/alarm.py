@@ -32,6 +32,11 @@ class Alarm:
         self._due_at = self._loop.time() + (FAR if seconds is None else max(0.0, seconds))
         self._wanted = more
 
+    def hint(self, seconds: float | None, *, more: bool) -> None:
+        """The same, from somebody who looked a moment ago: what has become known since is not forgotten."""
+        self.due_in(seconds)
+        self._wanted = self._wanted or more
+
     def patience(self, now: float) -> float:
         """Seconds to sleep until the next one's time."""
         return max(0.001, self._due_at - now)

@@ -7,15 +7,17 @@ only now and then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..core.lanes import queue_of
 from ..core.lowwater import START, LowWater
 from ..storage.turn import Claimed, ClaimWanted
 from .places import Place
 
-#: Seconds until each further look after the bell was hung, and then from look to look.
+#: Seconds until each further look after the bell was hung, and then until the loop looks itself, where the keeper has
+#: not looked before; and between looks while nothing can be claimed.
 FIRST_LOOKS = (0.004, 0.02, 0.08, 0.3)
+OWN_LOOK = 2.0
 IDLE_LOOK = 1.0
 #: The same where no bell can be heard.
 DEAF_LOOK = 0.1
@@ -51,6 +53,11 @@ class Claims:
         """Whether the shard is known to be idle, with the bell hung or not to be heard."""
         return self._empty and (self._deaf or (self._hung and self._settled >= len(FIRST_LOOKS)))
 
+    @property
+    def rests(self) -> bool:
+        """Whether it is settled and waits for the bell, or for others to look."""
+        return self.settled and not self._deaf and not self.wanted
+
     def limits(self, queues: frozenset[str]) -> None:
         """These are the shard's queues that have limits."""
         limited = any(queue_of(lane) in queues for lane in self._queues)
@@ -59,6 +66,13 @@ class Claims:
 
     def look(self) -> None:
         """The queues may have something: the next turn asks."""
+        self.wanted = True
+
+    def came_back(self, places: Iterable[tuple[str, int, int]]) -> None:
+        """Workflows came to these places, lane, priority and seq, which are their former ones."""
+        for lane, priority, seq in places:
+            if (mark := self._marks.get(lane)) is not None:
+                mark.back_to((priority, seq))
         self.wanted = True
 
     def look_from_the_start(self) -> None:
@@ -129,9 +143,11 @@ class Claims:
             behind = behind or (began != START and n > 0)
         self._place.served_now()
         self._place.hungry = full or behind or len(rows) >= BUSY
-        self.wanted = bool(rows)
-        self._empty = not rows
-        if self._empty and self._hung:
+        # With the bell hung long before, a claim that came back short has taken all that there was.
+        told = self._hung and self._settled >= len(FIRST_LOOKS) and not (self._place.hungry or wish.limited)
+        self._empty = told or not rows
+        self.wanted = not self._empty
+        if not rows and self._hung:
             self._settled += 1
         self.rest(now)
 
@@ -143,7 +159,7 @@ class Claims:
     def rest(self, now: float) -> None:
         """Sets the time of the next look of its own accord."""
         settling = self._settled if self._hung else 0
-        pause = DEAF_LOOK if self._deaf else FIRST_LOOKS[settling] if settling < len(FIRST_LOOKS) else IDLE_LOOK
+        pause = DEAF_LOOK if self._deaf else FIRST_LOOKS[settling] if settling < len(FIRST_LOOKS) else OWN_LOOK
         self._due = now + pause
 
     def patience(self, now: float) -> float:

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import shardflow.storage.turn as turns
 
 from ..delivery import Delivery
-from ..model import Status
 from ..storage.shard import Conn, Shard
-from ..storage.turn import Answer, Claimed, ClaimWanted, Fence, Refused, Turn, WaitRow
+from ..storage.turn import Answer, Claimed, ClaimWanted, Fence, OutcomeRow, Refused, Turn, WaitRow
 from .alarm import Alarm
-from .claims import BUSY, IDLE_LOOK, Claims
+from .claims import BUSY, Claims
 from .control import Control
 from .gather import Doubt, Extra, Gathered, Pending
 from .idle import Idle
+from .light import Light, may_be_light
 from .limits import Limits
 from .places import Place
 from .poison import Isolation
 from .receipts import Receipts
 from .relay import Relay
+from .rest import Rest
 from .run import Run
+from .tasks import own_tasks
 from .transactions import Kinds
 
 log = logging.getLogger("shardflow.worker")
@@ -40,7 +43,7 @@ WAKE = 1_000
 
 
 class CommitLoop:
-    """Gathers the writes of a shard's runs and commits them; see `run.Sink` for what runs call.
+    """Gathers the writes of a shard's runs and commits them; see `sink.Sink` for what runs call.
 
     Arguments: `shard`; `lanes` that the worker serves; `place`, the shard's part of the worker's places;
     `threads`, for plain `def` functions; `delivery`, for what belongs to other shards; `transactions`, the shard's;
@@ -63,6 +66,8 @@ class CommitLoop:
         self.shard = shard
         self.loop = asyncio.get_running_loop()
         self.time = self.loop.time
+        self.own_task = own_tasks(self.loop)
+        self._future = self.loop.create_future
         self.jumps = False
         self.threads = threads
         self.receipts = Receipts()
@@ -73,6 +78,9 @@ class CommitLoop:
         self.relay = Relay(shard, delivery, self._relayed, self.nudge)
         self.idle = Idle(self.loop, self._suspend, self.nudge)
         self.doubt: Doubt | None = None
+        self.repeats: Counter[int] = Counter()  # rows that were there already, by workflow
+        self.hopeless: set[int] = set()  # workflows whose ends the shard refuses
+        self.light = Light()
         self.draining = False
         self.closing = False
         self.valid_until = 0.0
@@ -85,6 +93,7 @@ class CommitLoop:
         self._awake = asyncio.Event()
         self._begin = begin
         self._alarm = Alarm(self.loop)
+        self.rest = Rest(self, self._awake, self._alarm, lanes, patience)
         self._clock = (0.0, 0.0)
 
     # -- what runs call
@@ -99,37 +108,37 @@ class CommitLoop:
         error: str | None,
         extra: Extra | None = None,
     ) -> asyncio.Future[None]:
-        """See `run.Sink`."""
-        future = self.loop.create_future()
+        """See `sink.Sink`."""
+        future = self._future()
         if run.closed:
             future.cancel()
         else:
-            row = (run.wf, seq, min(attempts, 32767), name, output, error)
+            row = (run.wf, seq, attempts if attempts < 32767 else 32767, name, output, error)
             self._pending.open().add_step(run, future, row, extra)
             self._awake.set()
         return future
 
     def tried(self, run: Run, seq: int, name: str, attempts: int, error: str, delay: float) -> None:
-        """See `run.Sink`."""
+        """See `sink.Sink`."""
         if not run.closed:
             self._pending.open().add_retry((run.wf, seq, min(attempts, 32767), name, error, delay))
             self._awake.set()
 
-    def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
-        """See `run.Sink`."""
-        self._pending.open().add_outcome(run, (run.wf, status.value, output, error))
+    def finish(self, run: Run, status: str, output: bytes | None, error: str | None) -> None:
+        """See `sink.Sink`."""
+        self._pending.open().add_outcome(run, (run.wf, status, output, error))
         self._awake.set()
 
     def waiting(self, run: Run) -> None:
-        """See `run.Sink`."""
+        """See `sink.Sink`."""
         self.idle.waiting(run)
 
     def ask_mail(self, run: Run) -> None:
-        """See `run.Sink`."""
+        """See `sink.Sink`."""
         self.idle.ask_mail(run)
 
     def server_time(self) -> float:
-        """See `run.Sink`."""
+        """See `sink.Sink`."""
         server, own = self._clock
         return server + self.loop.time() - own
 
@@ -168,7 +177,7 @@ class CommitLoop:
         self._awake.set()
 
     def begin_anew(self, run: Run, input: bytes) -> None:
-        """See `run.Sink`."""
+        """See `sink.Sink`."""
         self._forget(run)
         if self.leaving:
             self.refuse(run.wf, run.attempt, 0.0, "another worker")
@@ -214,7 +223,23 @@ class CommitLoop:
             self.doubt.gathered.cancel()
         self.receipts = Receipts()
         self.claims.answered()
+        self.light.forget()
         self.doubt = None
+
+    def strip(self, wf: int) -> None:
+        """Nothing more is written of the workflow."""
+        self._pending.strip(wf)
+
+    def drop(self, wf: int) -> None:
+        """The lease does not hold the workflow."""
+        self._pending.strip(wf)
+        if (run := self.runs.get(wf)) is not None:
+            self._forget(run)
+
+    def end_unbegun(self, row: OutcomeRow) -> None:
+        """Writes the end of a claimed workflow that has no run."""
+        self._pending.open().add_unbegun(row, False)
+        self._awake.set()
 
     def suspending(self) -> set[int]:
         """Claimed workflows without a run, which a coming turn suspends."""
@@ -233,7 +258,7 @@ class CommitLoop:
             if turn is None:
                 if self.leaving and not self.runs:
                     return
-                await self._sleep(conn)
+                await self.rest.sleep(conn)
                 continue
             async with self.shard.deadline(conn, self._patience, "a turn"):
                 await self._commit(conn, fence, gathered or Gathered(), turn)
@@ -264,6 +289,7 @@ class CommitLoop:
             turn.outbox = self.relay.wanted
         self.control.ask(turn, self.loop.time())
         turn.mail = self.idle.asked()
+        turn.light = gathered is None and may_be_light(turn)
         asks = turn.claim is not None or turn.mail or turn.begun or turn.adopt or turn.outbox is not None
         return turn if gathered is not None or asks else None
 
@@ -276,20 +302,23 @@ class CommitLoop:
             self.claims.answered()
             if turn.bell is not None:
                 self.claims.bell_is(turn.bell)  # a session's lock stays when the transaction is rolled back
-            if not await self._isolate(conn, fence, gathered, turn) and turn.claim is not None:
+            if not await Isolation(self, conn, fence).isolate(gathered, turn) and turn.claim is not None:
                 log.error("a claim was refused", extra={"shard": self.shard.name, "error": str(error)})
                 self.claims.put_off(self.loop.time())
             return
         self.doubt = None
+        self.light.committed(turn, answer.claimed)
         self.settle(gathered)
         if (rows := answer.claimed or answer.suspects) and answer.cancelled is None:
             answer.cancelled = await turns.cancelled(self.shard, conn) if rows[0].heed else ()  # mostly none
-        self._heed(turn, answer)
         if turn.bell is not None:
             self.claims.bell_is(turn.bell)
+        if turn.claim is not None:  # before what came behind its marks is heard of
+            now = self.loop.time()
+            self.claims.got(turn.claim, answer.claimed, now, now - began)
+        self.heed(turn, answer)
         if turn.claim is not None:
-            now, claimed = self.loop.time(), answer.claimed
-            self.claims.got(turn.claim, claimed, now, now - began)
+            claimed = answer.claimed
             if turn.claim.limited:
                 self.limits.saw(answer.limits)
             if claimed:
@@ -308,7 +337,7 @@ class CommitLoop:
         if wish.limited:
             self.limits.claimed(wish.batch, [self.runs[r.wf] for r in claimed if r.wf in self.runs])
 
-    def _heed(self, turn: Turn, answer: Answer) -> None:
+    def heed(self, turn: Turn, answer: Answer) -> None:
         """What the turn's answer says beside what was claimed."""
         self.limits.told(turn.begun)
         self.control.told(answer)
@@ -323,78 +352,34 @@ class CommitLoop:
         if turn.wake:
             self._alarm.next_is(answer.next_due, more=answer.woken >= turn.wake)
             if answer.woken:
-                self.claims.look()
-
-    async def _isolate(self, conn: Conn, fence: Fence, gathered: Gathered, turn: Turn) -> int:
-        """The server refused the batch; answers how many workflows failed, none where it was the claim."""
-        self.doubt = None
-
-        async def send(part: Gathered, turn: Turn) -> None:
-            self.doubt = Doubt(part, turn)
-            try:
-                answer = await turns.commit(self.shard, conn, fence, turn)
-            except Refused:
-                self.doubt = None
-                raise
-            self.doubt = None
-            self.settle(part)
-            self._heed(turn, answer)
-
-        def put_back(rest: Gathered) -> None:
-            if self.doubt is None or self.doubt.gathered is not rest:
-                self._pending.put_back(rest)
-
-        return await Isolation(self.shard.name, send, put_back, self.receipts.resolve).isolate(gathered, turn)
+                self.claims.came_back(answer.woken_at)
 
     def settle(self, gathered: Gathered) -> None:
         """Lets the runs whose writes have committed go on, or end."""
-        for run, future in gathered.waiting:
-            if self.draining:
+        if self.draining:
+            for run, future in gathered.waiting:
                 self._forget(run)  # it stays in its receipt, which goes back with the lease
                 future.cancel()
-            elif not future.done():
-                future.set_result(None)
+        else:
+            for _, future in gathered.waiting:
+                if not future.done():
+                    future.set_result(None)
         for run in gathered.ended:
-            self._forget(run, close=False)
+            self._left(run)
+            if run.tasks:
+                run.end_tasks()
         if gathered.ended:
             self._place.freed()
 
-    def _forget(self, run: Run, *, close: bool = True) -> None:
+    def _forget(self, run: Run) -> None:
+        run.close()
+        self._left(run)
+
+    def _left(self, run: Run) -> None:
         if run.waits is not None or run.box is not None:
             self.idle.forget(run)
         self.control.forget(run)
         if self.runs.pop(run.wf, None) is not None:
             self._place.left(run.thread if run.blocking else None, self.loop)
         run.closed = True
-        if close:
-            run.close()
-        elif run.tasks:
-            run.end_tasks()
-
-    async def _sleep(self, conn: Conn) -> None:
-        self._awake.clear()
-        now = self.loop.time()
-        patience = IDLE_LOOK if self.leaving else self.claims.patience(now)
-        if not self.leaving:
-            patience = min(patience, self._alarm.patience(now))
-        patience = min(patience, self.control.patience(now))
-        try:
-            # Not wait_for, which before Python 3.12 can swallow a cancellation.
-            async with asyncio.timeout(patience):
-                await self._awake.wait()
-        except TimeoutError:
-            now = self.loop.time()
-            if self.control.due(now):
-                async with self.shard.deadline(conn, self._patience, "a look at what is to be cancelled"):
-                    self.control.heed(await turns.cancelled(self.shard, conn))
-            if self.leaving:
-                return
-            if self._alarm.goes_off(now):  # somebody's time has come
-                self.claims.look()
-            elif self.claims.settled:
-                async with self.shard.deadline(conn, self._patience, "a look at the queues"):
-                    found, due = await turns.probe(self.shard, conn, [*self._lanes, *self.control.lanes])
-                self._alarm.next_is(due, more=found)
-                if found:
-                    self.claims.look()
-                self.claims.rest(self.loop.time())
+        run.task = None  # its context has the run: only the garbage collector would free them, and it comes seldom

@@ -32,6 +32,8 @@ LOOK = 0.5
 SUSPECT_LOOK = 0.25
 #: Leases that may expire under a workflow before it is a suspect; `lane` in the shard's schema has the same number.
 SUSPICIOUS = 3
+#: Seconds for which a workflow is put aside whose end the shard refuses.
+ASIDE = 60.0
 #: Seconds by which a deadline may have been rounded on its way.
 ROUNDING = 0.001
 
@@ -118,10 +120,14 @@ class Control:
 
     def concerned(self, row: Claimed) -> bool:
         """Whether there may be anything here about it; for most workflows there is not."""
-        return row.options is not None or row.attempt > SUSPICIOUS or row.wf in self._asked
+        known = self._commit.hopeless
+        return row.options is not None or row.attempt > SUSPICIOUS or row.wf in self._asked or row.wf in known
 
     def refuses(self, row: Claimed, workflow: Workflow[..., Any] | None) -> bool:
         """Whether a workflow that was claimed is not to begin; then it is seen to."""
+        if row.wf in self._commit.hopeless:
+            self._commit.refuse(row.wf, row.attempt, ASIDE, "the shard refuses its end")
+            return True
         if row.wf in self._asked:
             self._end(row, Status.CANCELLED, cancelled(self._asked[row.wf]), severed=True)
             return True

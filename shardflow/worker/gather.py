@@ -33,15 +33,16 @@ class Gathered:
     """The writes of one turn with whom to tell: `waiting`, a run and its future per step; `ended`, a run per outcome.
 
     `extras` are by the place of their step; `retries` by workflow and sequence number; `relayed`, entries of the
-    outbox that were delivered; `unbegun`, ends of claimed workflows that did not begin; `severed`, workflows whose
-    ends cancel their children, with those just being started. `room` is how many more rows it takes; where the bytes
-    are too many already, none.
+    outbox that were delivered; `unbegun`, ends of claimed workflows that did not begin; `heard`, workflows that
+    succeed and have read messages; `severed`, workflows whose ends cancel their children, with those just being
+    started. `room` is how many more rows it takes; where the bytes are too many already, none.
     """
 
     __slots__ = (
         "bytes",
         "ended",
         "extras",
+        "heard",
         "outcomes",
         "relayed",
         "retries",
@@ -63,6 +64,7 @@ class Gathered:
         self.ended: list[Run] = []
         self.waits: list[WaitRow] = []
         self.unbegun: list[OutcomeRow] = []
+        self.heard: list[int] = []
         self.severed: dict[int, Sequence[str]] = {}
         self.bytes = 0
         self.room = MAX_ROWS
@@ -72,6 +74,7 @@ class Gathered:
         turn = Turn(steps=self.steps, outcomes=self.outcomes, waits=self.waits, relayed=self.relayed)
         if self.unbegun:
             turn.outcomes = self.outcomes + self.unbegun
+        turn.heard = self.heard
         if self.severed:
             turn.severed = list(self.severed)
             turn.orphans = [id for ids in self.severed.values() for id in ids]
@@ -104,11 +107,17 @@ class Gathered:
                 self._weigh(extra.event[1])
         self.steps.append(row)
         self.waiting.append((run, future))
-        self._weigh(row[4])
+        self.room -= 1
+        if (output := row[4]) is not None:
+            self.bytes += len(output)
+            if self.bytes > MAX_BYTES:
+                self.room = 0
 
     def add_outcome(self, run: Run, row: OutcomeRow) -> None:
         self.outcomes.append(row)
         self.ended.append(run)
+        if run.box is not None and row[1] == "succeeded":
+            self.heard.append(run.wf)
         self._weigh(row[2])
 
     def add_unbegun(self, row: OutcomeRow, severed: bool) -> None:
@@ -159,6 +168,41 @@ class Gathered:
         rest.severed = {row[0]: self.severed[row[0]] for row in self.unbegun if row[0] in self.severed}
         return rest
 
+    def singles(self) -> list[Single]:
+        """Each row of a `rest` alone."""
+        found = []
+        for wait in self.waits:
+            (one := Gathered()).add_wait(wait)
+            found.append(Single(one, "the workflow's suspension", wait[0]))
+        for retry in self.retries.values():
+            (one := Gathered()).add_retry(retry)
+            found.append(Single(one, f"a failed try of step {retry[1]} ({retry[3]!r})", retry[0]))
+        for end in self.unbegun:
+            (one := Gathered()).add_unbegun(end, end[0] in self.severed)
+            found.append(Single(one, "the workflow's end", end[0]))
+        for entry in self.relayed:
+            (one := Gathered()).add_relayed([entry])
+            found.append(Single(one, "the deletion of an entry of the outbox", None))
+        return found
+
+    def strip(self, wf: int) -> bool:
+        """Takes out all that is about this workflow; answers whether it was to be suspended."""
+        suspended = any(row[0] == wf for row in self.waits)
+        if self.steps:
+            places = [place for place, row in enumerate(self.steps) if row[0] != wf]
+            for place in {*range(len(self.steps))}.difference(places):
+                self.waiting[place][1].cancel()
+            self.extras = {n: self.extras[place] for n, place in enumerate(places) if place in self.extras}
+            self.steps, self.waiting = [self.steps[n] for n in places], [self.waiting[n] for n in places]
+        self.outcomes = [row for row in self.outcomes if row[0] != wf]
+        self.ended = [run for run in self.ended if run.wf != wf]
+        self.retries = {key: row for key, row in self.retries.items() if row[0] != wf}
+        self.waits = [row for row in self.waits if row[0] != wf]
+        self.unbegun = [row for row in self.unbegun if row[0] != wf]
+        self.heard = [each for each in self.heard if each != wf]
+        self.severed.pop(wf, None)
+        return suspended
+
     def cancel(self) -> None:
         """Tells those who wait for these checkpoints that there will be none."""
         for _, future in self.waiting:
@@ -176,9 +220,18 @@ class Gathered:
         self.ended += other.ended
         self.waits += other.waits
         self.unbegun += other.unbegun
+        self.heard += other.heard
         self.severed.update(other.severed)
         self.bytes += other.bytes
         self.room = 0 if self.bytes > MAX_BYTES else self.room - (MAX_ROWS - other.room)
+
+
+class Single(NamedTuple):
+    """One row, in words, and the workflow that it is about."""
+
+    gathered: Gathered
+    what: str
+    wf: int | None
 
 
 @dataclass(slots=True)
@@ -212,6 +265,11 @@ class Pending:
     def put_back(self, gathered: Gathered) -> None:
         """Returns what `take` gave, to be the next again."""
         self._queue.appendleft(gathered)
+
+    def strip(self, wf: int) -> None:
+        """Takes out all that is about this workflow."""
+        for gathered in self._queue:
+            gathered.strip(wf)
 
     def suspending(self) -> set[int]:
         """The claimed workflows without a run that a turn sees to: it suspends them, or ends them."""

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextvars import Context
 
 from ..core.topics import SEPARATOR
-from ..storage.turn import MAIL, Message, WaitRow
+from ..storage import post
+from ..storage.post import MailWanted, Message
+from ..storage.turn import WaitRow
 from .mailbox import Mailbox
 from .quiet import alone, is_quiet
 from .run import Run
@@ -76,35 +79,46 @@ class Idle:
             self._asking[run.wf] = run
             self._wake()
 
-    def asked(self) -> list[tuple[int, int]]:
-        """What a turn is to ask for: runs, and the last message that each has seen."""
-        return [(wf, run.box.seen if run.box else 0) for wf, run in self._asking.items()]
+    def asked(self) -> MailWanted | None:
+        """What a turn is to ask for: what its runs wait for now."""
+        if not self._asking:
+            return None
+        wanted = MailWanted([], [], [])
+        for wf, run in list(self._asking.items()):
+            waits = [w for w in run.waits or () if (w.topics or w.ids) and not w.ready.done()]
+            assert run.box is not None
+            if not waits:
+                del self._asking[wf]
+                run.box.asked = False
+                continue
+            topics, ends = run.box.want((t for w in waits for t in w.topics), (id for w in waits for id in w.ids))
+            wanted.wfs.append(wf)
+            wanted.topics.extend((wf, topic, read) for topic, read in topics)
+            wanted.ends.extend((wf, id) for id in ends)
+        return wanted if wanted.wfs else None
 
-    def arrived(self, asked: Iterable[tuple[int, int]], messages: Iterable[Message]) -> None:
+    def arrived(self, asked: MailWanted, messages: Sequence[Message]) -> None:
         """The answer of a turn that asked so."""
-        by_wf: dict[int, list[Message]] = {}
+        cut, by_wf = incomplete(asked, messages), defaultdict[int, list[Message]](list)
         for message in messages:
-            by_wf.setdefault(message.wf, []).append(message)
-        for wf, _ in asked:
+            by_wf[message.wf].append(message)
+        for wf in asked.wfs:
             run = self._asking.pop(wf, None)
             if run is None or run.box is None:
                 continue
-            found = by_wf.get(wf, [])
-            run.box.add(found)
-            run.box.asked = False
-            if len(found) >= MAIL:
-                self.ask_mail(run)
-            else:
-                run.box.loaded = True
+            last, *found = by_wf[wf]
+            run.box.answer(found, last.seq, complete=wf not in cut)
             self._tell(run)
+            if any(not w.ready.done() and not run.box.covers(w.topics, w.ids) for w in run.waits or ()):
+                self.ask_mail(run)
 
     def _tell(self, run: Run) -> None:
         """Lets those waits of the run look again that have something to see now."""
         box = run.box
         assert box is not None
         for wait in run.waits or ():
-            if (wait.topics or wait.ids) and not wait.ready.done() and box.loaded:
-                overdue = wait.due is not None and wait.due <= self._loop.time()
+            if (wait.topics or wait.ids) and not wait.ready.done():
+                overdue = wait.due is not None and wait.due <= self._loop.time() and box.covers(wait.topics, wait.ids)
                 if overdue or box.has(wait.topics) or (wait.ids and not box.missing(wait.ids)):
                     wait.ready.set_result(None)
 
@@ -133,6 +147,7 @@ class Idle:
             if due is not None and due - now <= SHORT:
                 self._runs[run] = max(due, now + LINGER / 10)
             elif self._mail_due(run):
+                self.ask_mail(run)
                 self._runs[run] = now + LINGER
             elif not is_quiet(run):
                 self._runs[run] = now + MAIL_EVERY
@@ -158,7 +173,7 @@ class Idle:
             if wait.due is None or wait.ready.done():
                 continue
             if wait.due <= now:
-                if not wait.topics or (run.box is not None and run.box.loaded):
+                if not wait.topics or not self._mail_due(run):
                     wait.ready.set_result(None)
             elif nearest is None or wait.due < nearest:
                 nearest = wait.due
@@ -167,9 +182,9 @@ class Idle:
     @staticmethod
     def _mail_due(run: Run) -> bool:
         """Whether it waits for mail and the shard has not yet said what there is."""
-        return any(w.topics or w.ids for w in run.waits or ()) and (
-            run.box is None or run.box.asked or not run.box.loaded
-        )
+        box = run.box
+        waits = [w for w in run.waits or () if w.topics or w.ids]
+        return bool(waits) and (box is None or box.asked or not all(box.covers(w.topics, w.ids) for w in waits))
 
     @staticmethod
     def _next_mail(run: Run) -> float:
@@ -209,6 +224,17 @@ class Idle:
             min(missing) if missing else None,
         )
         self._suspend(run, row)
+
+
+def incomplete(asked: MailWanted, messages: Sequence[Message]) -> set[int]:
+    """The workflows of which there may be more than was answered: too many on one topic, or all of it too much."""
+    counts = Counter((message.wf, message.topic) for message in messages)
+    cut = {wf for (wf, _), count in counts.items() if count >= post.MAIL}
+    if messages and sum(message.size for message in messages) >= post.MAIL_BYTES:
+        last = messages[-1].wf, messages[-1].topic
+        place = next((n for n, row in enumerate(asked.topics) if row[:2] == last), len(asked.topics))
+        cut |= {row[0] for row in asked.topics[place:]} | {wf for wf, _ in asked.ends}
+    return cut
 
 
 def _reason(timed: bool, topics: list[str], children: bool) -> str:

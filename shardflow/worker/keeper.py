@@ -1,6 +1,7 @@
 """Keeps a lease on a connection of its own: renews it, hears the bell, and ends the leases of dead peers.
 
-The connection's session stands for the worker's life: when it closes, peers may take what the lease holds.
+One query a period asks all of it. The connection's session stands for the worker's life: when it closes, peers may
+take what the lease holds.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ..errors import LeaseLost, ShardUnavailable
 from ..model import LeaseConfig
 from ..storage import leases
 from ..storage.bell import hear
-from ..storage.leases import Peer
+from ..storage.leases import Glance, Peer
 from ..storage.shard import Conn, Shard
 
 log = logging.getLogger("shardflow.worker")
@@ -34,11 +35,11 @@ class Keeper:
     """One lease, kept.
 
     Arguments: `shard`; `config`, seconds; `lease`, its id; `epoch`, as the link knows it now (a call, since a resume
-    changes it); `rang`, called when the bell rings; `renewed`, called with the time of the event
-    loop's clock until which the lease surely lasts, and the server's clock; `took`, called with (peer, workflows put
-    back) after a takeover;
-    `chore`, done at every look at the peers, with the connection and whether nobody is elected on the shard;
-    `resumed`, whether the lease is older than the connection.
+    changes it); `lanes`, called for those into which a look is to look as well; `rang`, called with what the bell
+    says when it rings; `renewed`, called with the time of the event loop's clock until which the lease surely lasts,
+    and the server's clock; `took`, called with (peer, workflows put back) after a takeover; `chore`, done at every
+    look at the peers, with the connection and what was seen; `resumed`, whether the lease is older than the
+    connection.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Keeper:
         config: LeaseConfig,
         lease: int,
         epoch: Callable[[], int],
-        rang: Callable[[], None],
+        lanes: Callable[[], Sequence[str] | None],
+        rang: Callable[[str], None],
         renewed: Callable[[float, float], None],
         took: Callable[[Peer, int], None],
-        chore: Callable[[Conn, bool], Awaitable[None]],
+        chore: Callable[[Conn, Glance], Awaitable[None]],
         *,
         resumed: bool = False,
     ) -> None:
@@ -58,6 +60,7 @@ class Keeper:
         self._config = config
         self._lease = lease
         self._epoch = epoch
+        self._lanes = lanes
         self._rang = rang
         self._renewed = renewed
         self._took = took
@@ -72,30 +75,45 @@ class Keeper:
         renew_at = watch_at = loop.time()
         while True:
             now = loop.time()
-            async with self._shard.deadline(conn, self._config.ttl, "keeping the lease"):
-                if now >= renew_at:
-                    await self._renew(conn)
-                    renew_at = loop.time() + self._config.renew
-                if now >= watch_at:
-                    await self._watch(conn)
-                    soon = LOOK_AGAIN if self._gone or self._held_up else math.inf
-                    watch_at = loop.time() + min(self._config.watch, soon)
+            watch = now >= watch_at
+            # Nearly due goes along with a look.
+            renew = now >= renew_at - (self._config.watch / 2 if watch else 0.0)
+            if renew or watch:
+                async with self._shard.deadline(conn, self._config.ttl, "keeping the lease"):
+                    seen = await self._look(conn, renew=renew, watch=watch)
+                    if renew:
+                        renew_at = loop.time() + self._config.renew
+                    if watch:
+                        await self._see(conn, seen)
+                        soon = LOOK_AGAIN if self._gone or self._held_up else math.inf
+                        watch_at = loop.time() + min(self._config.watch, soon)
             await hear(self._shard, conn, min(renew_at, watch_at) - loop.time(), self._rang)
 
-    async def _renew(self, conn: Conn) -> None:
-        began = asyncio.get_running_loop().time()
-        clock = await leases.renew(self._shard, conn, self._lease, self._epoch(), self._config.ttl)
-        if clock is None:
+    async def _look(self, conn: Conn, *, renew: bool, watch: bool) -> Glance:
+        """The one query of a period."""
+        began, ttl = asyncio.get_running_loop().time(), self._config.ttl
+        seen = await leases.look(
+            self._shard,
+            conn,
+            self._lease,
+            self._epoch(),
+            ttl=ttl if renew else None,
+            watch=watch,
+            lanes=self._lanes() if watch else None,
+        )
+        if not seen.held:
             raise LeaseLost(f"shard {self._shard.name!r}: lease {self._lease} was ended by a peer")
-        # Counted from before the request, so that by our clock it ends no later than by the server's.
-        self._renewed(began + self._config.ttl, clock)
+        if renew:
+            # Counted from before the request, so that by our clock it ends no later than by the server's.
+            self._renewed(began + ttl, seen.clock.timestamp())
+        return seen
 
-    async def _watch(self, conn: Conn) -> None:
-        dead, vacant = await leases.peers(self._shard, conn, self._lease)
+    async def _see(self, conn: Conn, glance: Glance) -> None:
+        """Ends the leases of dead peers."""
         patient = asyncio.get_running_loop().time() < self._patient_until
-        seen = {p.lease: self._gone.get(p.lease, 0) + 1 for p in dead if p.gone and not patient}
+        seen = {p.lease: self._gone.get(p.lease, 0) + 1 for p in glance.dead if p.gone and not patient}
         self._held_up = False
-        for peer in dead:
+        for peer in glance.dead:
             if peer.expired or seen.get(peer.lease, 0) >= SEEN_GONE:
                 seen.pop(peer.lease, None)
                 try:
@@ -115,4 +133,4 @@ class Keeper:
                         extra={"shard": self._shard.name, "lease": peer.lease, "worker": peer.worker},
                     )
         self._gone = seen
-        await self._chore(conn, vacant)
+        await self._chore(conn, glance)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,10 +21,10 @@ from ..core.retry import Retry
 from ..delivery import Delivery
 from ..errors import LeaseLost, MapChanged, ShardflowError
 from ..model import ClusterConfig
+from ..rebalancer import Rebalancer
 from ..storage import bell, cluster, leases, rebalance, registry
 from ..storage.ending import end
-from ..storage.leases import Peer, Resumed
-from ..storage.rebalance import Term
+from ..storage.leases import Glance, Peer, Resumed
 from ..storage.shard import Conn, Shard
 from ..storage.turn import Fence
 from .commit import PATIENCE, CommitLoop
@@ -71,7 +71,7 @@ class Link:
         threads: ThreadPoolExecutor,
         delivery: Delivery,
         ticker: Ticker,
-        seat: Callable[[str, Term | None], None],
+        rebalancer: Rebalancer,
         started: int,
     ) -> None:
         self.shard = shard
@@ -82,7 +82,7 @@ class Link:
         self._name = name
         self._lanes = list(lanes)
         self._ticker = ticker
-        self._seat = seat
+        self._rebalancer = rebalancer
         self._place = places.add(self._woken)
         self._starter = Starter(shard, app)
         patience = min(PATIENCE, config.lease.ttl)
@@ -199,7 +199,8 @@ class Link:
                 self._config.lease,
                 fence.lease,
                 lambda: fence.epoch,
-                self._commit.wake,
+                lambda: self._commit.rest.lanes,
+                self._rang,
                 self._renewed,
                 self._took,
                 self._chore,
@@ -210,7 +211,8 @@ class Link:
             self.away_since = None
             self.connected.set()
             try:
-                await _first(self._commit.serve(writing, fence), keeper.keep(keeping))
+                with bell.near(self.shard, self._commit.wake):
+                    await _first(self._commit.serve(writing, fence), keeper.keep(keeping))
             finally:
                 self.connected.clear()
                 self._place.away()
@@ -259,8 +261,8 @@ class Link:
             self._lose(LeaseLost(f"shard {self.shard.name!r}: lease {self._fence.lease} was given by another server"))
         self._timeline = timeline
 
-    async def _chore(self, keeping: Conn, vacant: bool) -> None:
-        """Steps back or up where that is wished; stands for election where nobody is elected."""
+    async def _chore(self, keeping: Conn, seen: Glance) -> None:
+        """Steps back or up where that is wished; stands for election where nobody is elected; tells what was seen."""
         if self._fence is None:
             return
         lease = self._fence.lease
@@ -272,18 +274,19 @@ class Link:
             self._marked = True
             self._commit.close(False)
         now = self._commit.loop.time()
-        if (vacant and not self._commit.leaving) or (self._seated and now >= self._stand_at):
+        if (seen.vacant and not self._commit.leaving) or (self._seated and now >= self._stand_at):
             term = await rebalance.stand(self.shard, keeping, self._name, lease, SEAT)
             self._seated, self._stand_at = term is not None, now + SEAT / 3
-            self._seat(self.shard.name, term)
+            self._rebalancer.seat(self.shard.name, term)
         if not self._commit.leaving:
-            await self._ticker.look(self.shard, keeping)
+            self._ticker.saw(self.shard, seen.schedules)
+            self._commit.rest.looked(seen.found, seen.due)
 
     def _unseat(self) -> None:
         """Gives the seat up for now; the next session stands again, as the election waits for its time to be over."""
         if self._seated:
             self._stand_at = 0.0
-            self._seat(self.shard.name, None)
+            self._rebalancer.seat(self.shard.name, None)
 
     async def _reconcile(self, conn: Conn, lease: int, resumed: Resumed) -> None:
         """After a lost connection: settles the turn in doubt, runs claims that were never seen."""
@@ -301,6 +304,8 @@ class Link:
                 commit.settle(doubt.gathered)
             else:
                 commit.put_back(doubt.gathered)
+        for wf in commit.light.taken_back(by_wf.keys()):
+            commit.drop(wf)
         if strange := [run.id for wf, run in commit.runs.items() if wf not in by_wf]:
             # Memory and shard have come apart, as after a restore from a backup: only the shard counts.
             raise LeaseLost(f"shard {self.shard.name!r}: lease {lease} does not hold {strange[0]!r}, which runs here")
@@ -336,6 +341,12 @@ class Link:
         self._commit.valid_until = until
         self._commit.clock_is(clock)
 
+    def _rang(self, says: str) -> None:
+        if says == bell.FLEET:
+            self._rebalancer.look_soon()
+        else:
+            self._commit.wake()
+
     def _took(self, peer: Peer, back: int) -> None:
         log.warning(
             "ended the lease of a dead worker",
@@ -349,6 +360,7 @@ class Link:
         )
         self._commit.claims.look_from_the_start()
         self._commit.wake()
+        self._rebalancer.look_soon()
 
 
 async def _first(*coroutines: Coroutine[Any, Any, None]) -> None:

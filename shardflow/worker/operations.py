@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..storage.leases import Checkpoint
 from .gather import Extra
+from .mailbox import Mailbox
 from .tasks import branch_here
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Operations:
     """The operations of a `Run`, which is the only class derived from it."""
 
     __slots__ = ()
+    box: Mailbox | None
     starting: list[Children] | None
     timers: WeakSet[asyncio.TimerHandle] | None
 
@@ -159,6 +161,7 @@ class Operations:
         timeout: float | None,
         timed: Checkpoint | None,
     ) -> bytes | None:
+        box = self.box = self.box or Mailbox()  # which says later that there may be something to forget
         if recorded is not None:
             self.behind(recorded.at)
             return recorded.output
@@ -169,7 +172,7 @@ class Operations:
             due = -math.inf
         over = False
         while True:
-            message = self.box.take(topic) if self.box else None
+            message = box.take(topic)
             if message is not None:
                 value = message.value or b"null"
                 await self.write(seq, f"shardflow.receive.{topic}", value, extra=Extra(received=message.seq))
@@ -252,7 +255,7 @@ class Operations:
     async def ends(self: Run, ids: Sequence[str]) -> list[tuple[bytes | None, BaseException | None]]:  # type: ignore[misc]
         """See `context.Runtime`. Not recorded: a child ends once, and its end stays here as a message."""
         each = list(dict.fromkeys(ids))  # a child's end arrives once, however often it is asked for
-        while self.box is None or not self.box.loaded or self.box.missing(each):
+        while self.box is None or self.box.missing(each):
             await self.wait(None, (), each)
         found: list[tuple[bytes | None, BaseException | None]] = []
         for id in ids:
@@ -260,6 +263,7 @@ class Operations:
             assert message is not None
             failed = None if message.error is None else failure_of(id, message.error)
             found.append((message.value, failed))
+        self.box.had(each)
         return found
 
     # -- a new beginning

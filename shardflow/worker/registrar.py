@@ -1,6 +1,7 @@
 """Keeps a worker in the registry, on its home shard, and brings the rebalancer's wishes.
 
 The home is the first shard that answers in an order of the worker's own, so that no server has all of the registry.
+Who comes or goes says so on the first shard that answers in the order of the configuration, where the elected one is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import mmh3
 
 from ..errors import ShardflowError
 from ..model import LeaseConfig
-from ..storage import registry
+from ..storage import bell, registry
+from ..storage.ending import end
 from ..storage.registry import Card, Pulse, Wish
 from ..storage.shard import Conn, Shard
 
@@ -55,6 +57,9 @@ class Registrar:
         self._beats = 0
         self._idle = 0
         self._home: Shard | None = None
+        self._shards = list(shards)
+        self._draining: bool | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._pause = FRESH
 
     def nudge(self) -> None:
@@ -63,16 +68,23 @@ class Registrar:
 
     async def run(self) -> None:
         """Beats until cancelled, wherever there is a shard that answers."""
-        while True:
-            for shard in self._homes:
-                try:
-                    await self._at_home(shard)
-                    break
-                except ShardflowError as error:
-                    log.debug("registry: a shard does not answer", extra={"shard": shard.name, "error": str(error)})
-                except Exception:
-                    log.exception("the registrar failed; it tries again", extra={"shard": shard.name})
-            await asyncio.sleep(min(self._config.watch, 1.0) if self._idle < IDLE_BEATS else self._config.ttl / 3)
+        try:
+            while True:
+                await self._somewhere()
+                await asyncio.sleep(min(self._config.watch, 1.0) if self._idle < IDLE_BEATS else self._config.ttl / 3)
+        finally:
+            await end(self._telling)
+
+    async def _somewhere(self) -> None:
+        """Beats on the first home that answers, for as long as it does."""
+        for shard in self._homes:
+            try:
+                await self._at_home(shard)
+                return
+            except ShardflowError as error:
+                log.debug("registry: a shard does not answer", extra={"shard": shard.name, "error": str(error)})
+            except Exception:
+                log.exception("the registrar failed; it tries again", extra={"shard": shard.name})
 
     async def leave(self) -> None:
         """Takes the worker off the registry, where that can be done."""
@@ -110,3 +122,19 @@ class Registrar:
             if self._beats % SWEEP_EVERY == 0:
                 await registry.sweep(shard, conn, KEPT)
         self._wished(wish)
+        if pulse.draining is not self._draining:
+            self._draining = pulse.draining
+            task = asyncio.create_task(self._announce())
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _announce(self) -> None:
+        """Says that the worker has come, or goes. Nothing depends on it: the elected one looks anyway, if later."""
+        for shard in self._shards:
+            with contextlib.suppress(ShardflowError):
+                async with (
+                    await shard.connect("registrar", connect_timeout=CONNECT) as conn,
+                    shard.deadline(conn, CONNECT, "news of a worker"),
+                ):
+                    await bell.tell(shard, conn, bell.FLEET)
+                    return

@@ -19,9 +19,10 @@ from ..delivery import Delivery
 from ..delivery.courier import told_on
 from ..errors import ShardflowError, WorkflowConflict, WorkflowNotFound
 from ..model import ErrorInfo
+from ..storage import post
 from ..storage.messages import Letter
+from ..storage.post import Told
 from ..storage.shard import Shard
-from ..storage.turn import PAGE, Told
 
 log = logging.getLogger("shardflow.worker")
 
@@ -31,8 +32,8 @@ MOST = 10_000
 LARGE = 8 << 10
 #: Seconds for which a workflow that is to be watched may be missing: it may just be submitted.
 PATIENCE = 60.0
-#: Seconds after which what could not be delivered is tried again.
-AGAIN = 1.0
+#: Seconds after which what could not be delivered is tried again: the first time, and at the most.
+AGAIN, SELDOM = 1.0, 60.0
 
 
 class Relay:
@@ -59,6 +60,8 @@ class Relay:
         self._arrived: list[int] = []
         self._behind: int | None = None
         self._thorough = False
+        self._stuck: set[int] = set()
+        self._put_off: dict[int, tuple[float, float]] = {}
         self._load: Counter[str] = Counter()
         self._full: set[str] = set()
         self._filling: set[str] = set()
@@ -70,7 +73,7 @@ class Relay:
             if known is None:
                 self._learn()
                 return
-            if entry.entry not in self._under_way:
+            if not (entry.entry in self._under_way or entry.entry in self._stuck or self._is_put_off(entry.entry)):
                 shard = known.shard_of(entry.target)
                 if self._load[shard] >= MOST:
                     self._full.add(shard)
@@ -87,7 +90,8 @@ class Relay:
         self.tell(rows)
         if self._behind == after:
             full = not self._thorough and self._filling <= self._full
-            self._behind = rows[-1].entry if len(rows) >= PAGE and not full else None
+            more = len(rows) >= post.PAGE or sum(row.size for row in rows) >= post.PAGE_BYTES
+            self._behind = rows[-1].entry if more and not full else None
             if self._behind is None:
                 self._thorough = False
                 self._filling.clear()
@@ -99,8 +103,13 @@ class Relay:
         self._under_way.clear()
         self._arrived.clear()
         self._missing.clear()
+        self._put_off.clear()
         self._load.clear()
         self._full.clear()
+
+    def stuck(self, entries: Iterable[int]) -> None:
+        """These have arrived and cannot be deleted."""
+        self._stuck.update(entries)
 
     def behind(self) -> None:
         """There may be entries that this process does not know."""
@@ -161,16 +170,26 @@ class Relay:
                 "an entry of the outbox cannot be delivered; trying again",
                 extra={"shard": self._shard.name, "workflow": entry.target, "error": str(error)},
             )
-            self._again()
+            self._put_off[entry.entry] = self._later(entry.entry)
             return
         self._missing.pop(entry.entry, None)
+        self._put_off.pop(entry.entry, None)
         if not self._arrived:
             asyncio.get_running_loop().call_soon(self._report)
         self._arrived.append(entry.entry)
 
-    def _again(self) -> None:
+    def _again(self, seconds: float = AGAIN) -> None:
         """What is in the outbox is read again soon."""
-        asyncio.get_running_loop().call_later(AGAIN, self.behind)
+        asyncio.get_running_loop().call_later(seconds, self.behind)
+
+    def _later(self, entry: int) -> tuple[float, float]:
+        """When an entry that was refused is tried again, and the pause until then, twice the last one."""
+        pause = min(self._put_off.get(entry, (0.0, AGAIN / 2))[1] * 2, SELDOM)
+        self._again(pause)
+        return time.monotonic() + pause, pause
+
+    def _is_put_off(self, entry: int) -> bool:
+        return bool(self._put_off) and time.monotonic() < self._put_off.get(entry, (0.0, 0.0))[0] - AGAIN / 4
 
     def _given_up(self, entry: Told) -> bool:
         """Whether the workflow to be watched or cancelled has been missing for so long that its watcher is told."""

@@ -11,7 +11,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from ..context import current
@@ -26,59 +26,15 @@ from ..storage.leases import Checkpoint, Tries
 from .gather import Extra
 from .mailbox import Mailbox
 from .operations import Anew, Operations
-from .steps import Detached, answer
+from .sink import Sink
+from .steps import Detached, answer, run_plain
 from .tasks import branch_here
-from .transactions import Fenced, run_step, run_step_blocking
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from ..delivery import Delivery
+from .transactions import run_step, run_step_blocking
 
 T = TypeVar("T")
 
-
-class Sink(Fenced, Protocol):
-    """Where a run's writes go: the commit loop of its shard."""
-
-    loop: asyncio.AbstractEventLoop
-    threads: ThreadPoolExecutor
-    delivery: Delivery
-    valid_until: float  # the time of that clock until which the lease surely lasts
-    jumps: bool  # whether that clock jumps to the next time that is waited for
-
-    def checkpoint(
-        self,
-        run: Run,
-        seq: int,
-        name: str,
-        attempts: int,
-        output: bytes | None,
-        error: str | None,
-        extra: Extra | None = None,
-    ) -> asyncio.Future[None]:
-        """Writes a step's outcome; the future is done when it has committed."""
-
-    def tried(self, run: Run, seq: int, name: str, attempts: int, error: str, delay: float) -> None:
-        """Records that a step has failed and is tried again after `delay` seconds."""
-
-    def finish(self, run: Run, status: Status, output: bytes | None, error: str | None) -> None:
-        """Writes the workflow's end."""
-
-    def begin_anew(self, run: Run, input: bytes) -> None:
-        """Begins the workflow with another input; that it does is recorded."""
-
-    def waiting(self, run: Run) -> None:
-        """The run waits for something durable: it may be suspended, if nothing else goes on in it."""
-
-    def ask_mail(self, run: Run) -> None:
-        """Reads what has arrived for the run."""
-
-    def time(self) -> float:
-        """The clock by which runs wait, in seconds: the event loop's, as a rule."""
-
-    def server_time(self) -> float:
-        """The shard's clock, in seconds since 1970; rather a little late."""
+# `value` of an Enum is a call, and this is on every workflow's way.
+_SUCCEEDED, _FAILED = Status.SUCCEEDED.value, Status.FAILED.value
 
 
 class Wait:
@@ -185,7 +141,7 @@ class Run(Operations):
 
     def start(self) -> None:
         """Begins in a task of its own."""
-        self.task = self.sink.loop.create_task(self._main())
+        self.task = self.sink.own_task(self._main())
 
     def close(self) -> None:
         """Takes the run from the worker: it is cancelled where it waits, and writes nothing from now on."""
@@ -222,12 +178,14 @@ class Run(Operations):
         try:
             args, kwargs = codec.decode_call(self.input)
             current.set(self)
-            branch_here.set(self.branch)
+            if branch_here.get() is not None:  # begun by another workflow's task
+                branch_here.set(None)
             if self.blocking:
                 value = await self.in_thread(self.workflow.function, args, kwargs)
             else:
                 value = await self.workflow.function(*args, **kwargs)
-            self.check_complete()
+            if self.checkpoints or self.broken:
+                self.check_complete()
             output = codec.encode_result(value)
         except Anew as again:
             await self.begin_again(again.input)
@@ -237,13 +195,13 @@ class Run(Operations):
         except BaseException as error:
             self.fail(self.broken or error)
         else:
-            self.finish(Status.SUCCEEDED, output, None)
+            self.finish(_SUCCEEDED, output, None)
 
     def fail(self, error: BaseException) -> None:
         """Ends the workflow with this error."""
-        self.finish(Status.FAILED, None, to_json(describe(error)))
+        self.finish(_FAILED, None, to_json(describe(error)))
 
-    def finish(self, status: Status, output: bytes | None, error: str | None) -> None:
+    def finish(self, status: str, output: bytes | None, error: str | None) -> None:
         """Ends the workflow; tasks that it left behind write nothing more."""
         if not self.closed:
             self.sink.finish(self, status, output, error)
@@ -273,9 +231,11 @@ class Run(Operations):
                 f"step {step.name!r} is `async def`, but workflow {self.workflow.name!r} is a plain `def`:"
                 " make both the same"
             )
-        seq = self.number()
+        seq = (branch_here.get() or self.branch).next()
         if (self.checkpoints or self.broken) and (recorded := self.recorded(step.name, seq)):
             return self._replayed(step, recorded)
+        if step.plain and not self.tries:
+            return run_plain(self, step, seq, args, kwargs)
         return run_step(self, step, seq, args, kwargs)
 
     async def _replayed(self, step: Step[..., Any], recorded: Checkpoint) -> Any:
@@ -334,7 +294,7 @@ class Run(Operations):
         self.waits.add(wait)
         if topics or ids:
             self.box = self.box or Mailbox()
-            if not self.box.loaded or (due is not None and due <= self.sink.time()):
+            if not self.box.covers(topics, ids) or (due is not None and due <= self.sink.time()):
                 self.sink.ask_mail(self)
         self.sink.waiting(self)
         try:

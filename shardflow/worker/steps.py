@@ -42,9 +42,46 @@ def answer(step: Step[..., Any], recorded: Checkpoint) -> Any:
     return step.codec.decode_result(recorded.output or b"null")
 
 
-async def run_step(run: Run, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Runs a step of an `async def` workflow until it succeeds or has failed for good; both are checkpointed."""
-    attempts = 0
+async def run_plain(
+    run: Run, step: Step[..., Any], seq: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """`run_step` for what most calls are: the first try of an `async def` step without a time limit. Anything else
+    that turns up is left to it."""
+    sink = run.sink
+    if run.unsettled is not None or run.closed or sink.time() > sink.valid_until:
+        return await run_step(run, step, seq, args, kwargs)
+    run.busy += 1
+    try:
+        inside = current.set(None)
+        failure = None
+        try:
+            value = await step.function(*args, **kwargs)
+            output, value = step.codec.roundtrip_result(value)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            failure = error
+        finally:
+            current.reset(inside)
+        if failure is None:
+            await sink.checkpoint(run, seq, step.name, 1, output, None)
+            return value
+    finally:
+        run.busy -= 1
+    return await run_step(run, step, seq, args, kwargs, failure)
+
+
+async def run_step(
+    run: Run,
+    step: Step[..., Any],
+    seq: int,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    failure: BaseException | None = None,
+) -> Any:
+    """Runs a step of an `async def` workflow until it succeeds or has failed for good; both are checkpointed.
+
+    `failure`: how the first try has failed that `run_plain` has made.
+    """
+    attempts = 0 if failure is None else 1
     sink = run.sink
     if run.tries and (before := run.tries.get(seq)):
         attempts = before.attempts
@@ -54,25 +91,25 @@ async def run_step(run: Run, step: Step[..., Any], seq: int, args: tuple[Any, ..
         if run.unsettled is not None:
             await run.settled()
         while True:
-            while sink.time() > sink.valid_until and not run.closed:  # noqa: ASYNC110  # rare
-                await asyncio.sleep(STALE_LOOK)
-            if run.closed:  # whatever the workflow's code makes of its cancellation, it runs no step here
-                raise asyncio.CancelledError
-            attempts += 1
-            inside = current.set(None)
-            failure: BaseException | None = None
-            try:
-                if step.timeout is not None:
-                    value = await _timed(run, step, args, kwargs, step.timeout)
-                elif step.is_async:
-                    value = await step.function(*args, **kwargs)
-                else:
-                    value = await run.in_thread(step.function, args, kwargs)
-                output, value = step.codec.roundtrip_result(value)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:  # the latter two would end the event loop
-                failure = error
-            finally:
-                current.reset(inside)
+            if failure is None:
+                while sink.time() > sink.valid_until and not run.closed:  # noqa: ASYNC110  # rare
+                    await asyncio.sleep(STALE_LOOK)
+                if run.closed:  # whatever the workflow's code makes of its cancellation, it runs no step here
+                    raise asyncio.CancelledError
+                attempts += 1
+                inside = current.set(None)
+                try:
+                    if step.timeout is not None:
+                        value = await _timed(run, step, args, kwargs, step.timeout)
+                    elif step.is_async:
+                        value = await step.function(*args, **kwargs)
+                    else:
+                        value = await run.in_thread(step.function, args, kwargs)
+                    output, value = step.codec.roundtrip_result(value)
+                except (Exception, SystemExit, KeyboardInterrupt) as error:  # the latter two would end the event loop
+                    failure = error
+                finally:
+                    current.reset(inside)
             extra = Extra(tried=True) if run.tries and seq in run.tries else None
             if failure is None:
                 await sink.checkpoint(run, seq, step.name, attempts, output, None, extra)
@@ -81,6 +118,7 @@ async def run_step(run: Run, step: Step[..., Any], seq: int, args: tuple[Any, ..
             if not again(step, attempts, failure):
                 await sink.checkpoint(run, seq, step.name, attempts, None, to_json(info), extra)
                 raise StepFailed(step.name, info.type, info.message, info.traceback, attempts) from failure
+            failure = None
             delay = failed(run, step, seq, attempts, to_json(info))
             run.busy -= 1
             try:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 from ..context import current
 from ..core.branches import Branch
 
-#: The branch of the running task, in tasks of a workflow.
+#: The branch of the running task; None in a workflow's own one, which has its run's.
 branch_here: ContextVar[Branch | None] = ContextVar("shardflow_branch", default=None)
 
 
@@ -22,7 +23,7 @@ class _Factory:
     """A task factory that numbers, in front of the loop's former one."""
 
     def __init__(self, former: Any) -> None:
-        self._former = former
+        self.former = former
 
     def __call__(
         self,
@@ -32,21 +33,26 @@ class _Factory:
         **more: Any,
     ) -> asyncio.Future[Any]:
         run = current.get()
-        if run is not None and (parent := branch_here.get()) is not None:
+        if run is not None:
             context = copy_context() if context is None else context
-            context.run(branch_here.set, parent.child())
-            told = run.adopt
-        else:
-            told = None
-        if self._former is None:
+            context.run(branch_here.set, (branch_here.get() or run.branch).child())
+        if self.former is None:
             made: asyncio.Future[Any] = asyncio.Task(coro, loop=loop, context=context, **more)
         else:
             if context is not None:
                 more["context"] = context
-            made = self._former(loop, coro, **more)
-        if told is not None:
-            told(made)
+            made = self.former(loop, coro, **more)
+        if run is not None:
+            run.adopt(made)
         return made
+
+
+def own_tasks(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]:
+    """What makes the workflows' own tasks, which are nobody's branches: past the factory that numbers."""
+    factory: Any = loop.get_task_factory()
+    if isinstance(factory, _Factory) and factory.former is None:
+        return partial(asyncio.Task, loop=loop)
+    return loop.create_task
 
 
 def number_tasks(loop: asyncio.AbstractEventLoop) -> None:

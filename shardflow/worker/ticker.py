@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("shardflow.worker")
 
-#: Seconds between looks at a shard that has schedules, and at one that has none.
-POLL, IDLE = 1.0, 3.0
+#: Seconds between two times at which what was seen of a shard counts.
+POLL = 1.0
 #: Seconds between two times that a worker says which schedules it has in its code.
 CONFIRM = schedules.STALE / 3
 #: The same after it failed.
@@ -79,16 +79,16 @@ class Ticker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def look(self, shard: Shard, conn: Conn) -> None:
-        """To be called about every second while the worker has a lease on the shard; mostly asks nothing."""
+    def saw(self, shard: Shard, seen: Look) -> None:
+        """To be told about every second, while the worker has a lease on the shard, how it stands there."""
         desk, now = self._desks[shard.name], asyncio.get_running_loop().time()
         if self._closed or now < desk.look_at:
             return
         if now >= desk.confirm_at and self._app.schedules:
             desk.confirm_at = now + CONFIRM
-            self._spawn(self._confirm(shard))  # what is decided next is to know of it: the next look is soon
+            self._spawn(self._confirm(shard))  # what is decided next is to know of it
         else:
-            self._arm(shard, await schedules.look(shard, conn))
+            self._arm(shard, seen)
 
     async def close(self, grace: float = 2.0) -> None:
         """Ends what is under way, after `grace` seconds at the latest; the ticks are left to others."""
@@ -104,7 +104,7 @@ class Ticker:
         """Sets the alarm for what comes before the next look, in `soonest` seconds at the earliest."""
         desk, loop = self._desks[shard.name], asyncio.get_running_loop()
         times = [at for at in (seen.schedule_at, seen.tick_at) if at is not None]
-        desk.look_at = loop.time() + (POLL if times else IDLE) * 0.9
+        desk.look_at = loop.time() + POLL * 0.9
         if times and (delay := (min(times) - seen.now).total_seconds()) < 2 * POLL:
             if desk.alarm is not None:
                 desk.alarm.cancel()

@@ -32,6 +32,7 @@ from ..storage.shard import Shard
 from .link import Link
 from .places import Places
 from .registrar import Registrar
+from .retention import Retention
 from .scout import Scout
 from .tasks import number_tasks
 from .ticker import Ticker
@@ -148,7 +149,8 @@ class Worker:
             short = await self._scout.first(first, self._config.rebalance.min_group)
             if short:
                 self._aim(short[: self._max_leases])
-        runs = [self._registrar.run(), self._rebalancer.run(), self._tend()]
+        retention = Retention(self._config, self.name, self._delivery.router, lambda: self.serves)
+        runs = [self._registrar.run(), self._rebalancer.run(), self._tend(), retention.run()]
         runs += [] if self._pinned else [self._scout.run()]
         self._chores = [asyncio.create_task(run) for run in runs]
         for chore in self._chores:
@@ -246,7 +248,6 @@ class Worker:
 
     def _open(self, name: str) -> None:
         shard = self._shards[name]
-        seat = self._rebalancer.seat
         link = Link(
             shard,
             self._config,
@@ -257,7 +258,7 @@ class Worker:
             self._threads,
             self._delivery,
             self._ticker,
-            seat,
+            self._rebalancer,
             self._started,
         )
         task = asyncio.create_task(link.serve(), name=f"shardflow {name}")

@@ -129,6 +129,15 @@ async def family(count: int) -> list[int]:
 
 
 @app.workflow
+async def parent() -> int:
+    """Starts a child, has what it gave, and goes on when it is told to."""
+    answer: int = await (await shardflow.start(child, 0)).result()
+    await effect("got it")
+    await shardflow.receive("go")
+    return answer
+
+
+@app.workflow
 async def node(name: str, waits: bool = False) -> str:
     """One of a graph; it goes on when it is told to, where it `waits`."""
     if waits:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from faults.kill_app import effects, family, listens, naps, node, sends, tells, tries, waits
+from faults.kill_app import effects, family, listens, naps, node, parent, sends, tells, waits
 from faults.kill_stand import NOTES, Stand, Wrong
 from support.look import connect, until
 from support.work import ids_on
@@ -18,10 +19,10 @@ TIMED = SLEPT.replace("sleep", "timer")
 WAITING = "SELECT count(*) FROM wait WHERE reason LIKE 'message on%%'"
 
 
-async def steps(stand: Stand, repeated: int) -> None:
+async def steps(stand: Stand, repeated: int, workflow: Any = effects) -> None:
     """`repeated` is how often the first effect is there; the values are the recorded ones."""
     stand.victim()
-    handle = await stand.client.submit(effects, 3)
+    handle = await stand.client.submit(workflow, 3)
     await stand.killed()
     stand.successor()
     await stand.ended_or(handle, lambda: len(stand.effects()) > repeated + 2)
@@ -31,9 +32,9 @@ async def steps(stand: Stand, repeated: int) -> None:
     stand.expect("values", values, recorded)
 
 
-async def retries(stand: Stand, long: bool) -> None:
+async def retries(stand: Stand, workflow: Any, *args: Any) -> None:
     stand.victim()
-    handle = await stand.client.submit(tries, long)
+    handle = await stand.client.submit(workflow, *args)
     await stand.killed()
     stand.successor()
     await stand.ended_or(handle, lambda: len(stand.effects()) > 3)
@@ -42,12 +43,12 @@ async def retries(stand: Stand, long: bool) -> None:
     stand.expect("attempts", attempts, 3)
 
 
-async def sleeps(stand: Stand, seconds: float, suspensions: int | None) -> None:
+async def sleeps(stand: Stand, seconds: float, suspensions: int | None, workflow: Any = naps) -> None:
     """With `suspensions` the successor comes when the time is over, and so often the workflow has left the memory of
     a worker; without, it comes at once."""
     stand.everywhere(*NOTES)
     stand.victim()
-    handle = await stand.client.submit(naps, seconds)
+    handle = await stand.client.submit(workflow, seconds)
     await stand.killed()
     if suspensions is not None:
         await stand.until(SLEPT, 1, seconds)
@@ -89,8 +90,8 @@ async def sent(stand: Stand) -> None:
     stand.expect("heard", await stand.result(heard), [1])
 
 
-async def received(stand: Stand, keys: bool) -> None:
-    handle = await stand.client.submit(listens, id="receiver")
+async def received(stand: Stand, keys: bool, workflow: Any = listens) -> None:
+    handle = await stand.client.submit(workflow, id="receiver")
     for n in range(3):
         await stand.client.send("receiver", "n", n, key=f"k{n}" if keys else None)
     await stand.client.send("receiver", "n", "end")
@@ -118,11 +119,11 @@ async def events(stand: Stand) -> None:
     stand.expect("times that they were set", [stand.noted("event a"), stand.noted("event b")], [1, 1])
 
 
-async def started(stand: Stand, count: int, partly: bool = False) -> None:
+async def started(stand: Stand, count: int, partly: bool = False, workflow: Any = family) -> None:
     """The victim, which runs no children, dies when all of them are there, or `partly` those of one shard."""
     there = "SELECT count(*) FROM workflow WHERE name = 'child'"
     stand.victim("default")
-    handle = await stand.client.submit(family, count, id="parent")
+    handle = await stand.client.submit(workflow, count, id="parent")
     await stand.killed()
     if partly:
         reached = [k for k in range(len(stand.config.shards)) if stand.rows(there, shard=k) != [(0,)]]
@@ -139,18 +140,19 @@ async def started(stand: Stand, count: int, partly: bool = False) -> None:
 
 async def child_ended(stand: Stand) -> None:
     """The victim runs the child alone; another worker, which lives on, the parent."""
-    (parent,) = ids_on(stand.config, 0, 1, "parent")
+    (id,) = ids_on(stand.config, 0, 1, "parent")
     stand.worker("parents", ("default",))
-    handle = await stand.client.submit(family, 0, id=parent)
+    handle = await stand.client.submit(parent, id=id)
     await stand.until("SELECT count(*) FROM wait WHERE missing = 1", 1)
     stand.victim("kids")
     await stand.killed()
     stand.successor()
     await stand.taken_over()
-    stand.expect("the child's answer", await stand.result(handle), [0])
     await stand.expect_soon("left in the outbox", "SELECT count(*) FROM outbox", 0)
     stand.expect("times that the end was told", stand.total(MESSAGES.format(CHILD)), 1)
-    stand.expect_effects("child 0", "got all")
+    await stand.client.send(id, "go")
+    stand.expect("the child's answer", await stand.result(handle), 0)
+    stand.expect_effects("child 0", "got it")
 
 
 async def after(stand: Stand) -> None:

@@ -24,13 +24,15 @@ TESTS = Path(limits_main.__file__).resolve().parents[1]
 
 @dataclass
 class Told:
-    """What the ledger says: `spans`, of the held queue, from begin to end; `begins`, of the paced one.
+    """What the ledger says: `spans`, of the held queue, from begin to end; `begins`, of the paced one; `whole`, the
+    workflows of which it knows that they were at their ends.
 
     A span that has not ended lasts until its worker is gone, or for ever.
     """
 
     spans: list[tuple[float, float]] = field(default_factory=list)
     begins: list[float] = field(default_factory=list)
+    whole: set[str] = field(default_factory=set)
 
     def most_at_once(self) -> int:
         """The most spans at any moment."""
@@ -65,19 +67,21 @@ def read(lines: Iterator[str]) -> Told:
     """Reads a ledger to its end."""
     told = Told()
     running: dict[tuple[str, str], float] = {}
+    gone: dict[str, float] = {}
     for line in lines:
         kind, *words = line.split()
         at = float(words[-1])
         if kind == "begin" and words[0] == "paced":
             told.begins.append(at)
+            told.whole.add(words[1])
         elif kind == "begin":
             running[words[1], words[2]] = at
         elif kind == "end" and words[0] == "held":
             told.spans.append((running.pop((words[1], words[2])), at))
+            told.whole.add(words[1])
         elif kind == "dead":
-            for key in [key for key in running if key[1] == words[0]]:
-                told.spans.append((running.pop(key), at))
-    told.spans += [(begun, float("inf")) for begun in running.values()]
+            gone[words[0]] = at  # what the worker said before that may stand behind it: it did not wait for an answer
+    told.spans += [(begun, gone.get(worker, float("inf"))) for (_, worker), begun in running.items()]
     return told
 
 
@@ -165,7 +169,10 @@ async def pass_time(seconds: float) -> float:
     return time.monotonic()
 
 
-async def ended(config: ClusterConfig, seconds: float) -> None:
-    """Waits until nothing is left."""
+async def ended(rig: Rig, seconds: float) -> Told:
+    """Waits until nothing is left, and until the ledger has read all that was said of it; answers what that is."""
     left = "SELECT (SELECT count(*) FROM workflow) - (SELECT count(*) FROM outcome)"
-    await until(lambda: total(config, left) == 0, seconds)
+    await until(lambda: total(rig.config, left) == 0, seconds)
+    every = total(rig.config, "SELECT count(*) FROM workflow")
+    await until(lambda: len(read(rig.ledger.lines()).whole) == every, seconds)
+    return read(rig.ledger.lines())

@@ -25,7 +25,7 @@ from support.lab import Lab
 
 from shardflow.embedded import Servers
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and /proc")]
 
 COUNT = int(os.environ.get("SHARDFLOW_FAULT_WORKFLOWS", "3000"))
 WORKERS = 4

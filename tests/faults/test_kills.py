@@ -12,6 +12,7 @@ import pytest
 from faults.kill_app import effects, node
 from faults.kill_cases import CASES, Case
 from faults.kill_stand import Stand, Wrong
+from faults.kill_wide_cases import WIDE_CASES
 from faults.nursery import Nursery
 
 from shardflow import AsyncClient, ClusterConfig, ShardUnavailable
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     none = tmp_path_factory.mktemp("kills")
-    made = Nursery(none, none, none, (), 20, "faults.kill_app")
+    made = Nursery(none, none, none, (), 20, "faults.kill_wide_app")
     try:
         yield made
     finally:
@@ -50,12 +51,12 @@ async def play(case: Case, mutated: bool, make_cluster: MakeCluster, nursery: Nu
             stand.close()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + WIDE_CASES, ids=str)
 async def test_killed_there(case: Case, make_cluster: MakeCluster, nursery: Nursery, tmp_path: Path) -> None:
     await play(case, False, make_cluster, nursery, tmp_path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + WIDE_CASES, ids=str)
 async def test_red_where(case: Case, make_cluster: MakeCluster, nursery: Nursery, tmp_path: Path) -> None:
     with pytest.raises(Wrong, match=case.red) as red:
         await play(case, True, make_cluster, nursery, tmp_path)

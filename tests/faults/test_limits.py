@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from conftest import MakeCluster
 from faults.limits_rig import ended, pass_time, read, rig, submit
 from support.look import assert_i1, total
@@ -17,11 +18,13 @@ from support.work import ids_on
 
 from shardflow import LeaseConfig
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("SHARDFLOW_LIMIT_SECONDS", "6"))
 HOLD = 1.0
 #: The part of the limits that must be used in the quiet time: not much, as the machine may have other things to do. A
 #: run by itself has 0.95 and more.
-USED = float(os.environ.get("SHARDFLOW_LIMIT_USED", "0.5"))
+USED = float(os.environ.get("SHARDFLOW_LIMIT_USED", "0.3"))
 
 
 async def test_limits_are_used_and_never_exceeded_while_workers_die(
@@ -41,8 +44,7 @@ async def test_limits_are_used_and_never_exceeded_while_workers_die(
             workers.start()
             await pass_time(SECONDS / 4)
         over = await pass_time(0)
-        await ended(config, 60)
-        told = read(workers.ledger.lines())
+        told = await ended(workers, 60)
         print(
             f"held: {told.held(since, until):.2f} of 10, {told.held(until, over):.2f} while workers died;"
             f" paced: {told.paced(since, until):.1f} of 100, {told.paced(until, over):.1f} while workers died"
@@ -71,8 +73,7 @@ async def test_shares_that_move_while_workers_die_are_neither_lost_nor_doubled(
             await pass_time(0.15)
             workers.kill()
             workers.start()
-        await ended(config, 60)
-        assert read(workers.ledger.lines()).most_at_once() <= 10
+        assert (await ended(workers, 60)).most_at_once() <= 10
         assert units(config, "held", "running") == 10
         assert_i1(config)
 
@@ -83,5 +84,11 @@ async def test_the_ledger_sees_starts_that_count_too_early(make_cluster: MakeClu
         workers.start()
         workers.connected()
         await submit(config, 0, HOLD, 400)
-        await ended(config, 60)
-        assert read(workers.ledger.lines()).most_within(1.0) > 100
+        assert (await ended(workers, 60)).most_within(1.0) > 100
+
+
+def test_what_a_worker_said_last_may_stand_behind_its_death() -> None:
+    lines = ["begin held a w1 1", "begin held b w1 2", "dead w1 4", "end held b w1 3", "begin held c w1 3.5"]
+    lines += ["begin held c w2 5", "end held c w2 6"]
+    assert sorted(read(iter(lines)).spans) == [(1, 4), (2, 3), (3.5, 4), (5, 6)]
+    assert read(iter([*lines, "begin held d w2 7"])).spans[-1] == (7, float("inf"))

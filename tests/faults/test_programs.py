@@ -24,10 +24,10 @@ from support.look import assert_i1, connect, one, rows
 
 from shardflow import AsyncClient, ClusterConfig, LeaseConfig, ResultTimeout
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and /proc")]
 
 COUNT = int(os.environ.get("SHARDFLOW_PROGRAMS", "200"))
-BATCH = 25
+BATCH = 50
 WORKERS = 3
 #: Seconds from one kill to the next.
 KILL_EVERY = (0.2, 1.5)

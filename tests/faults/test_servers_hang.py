@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from faults.postgres import frozen
 from faults.servers_load import under_load
+from support import memory
 from support.lab import Lab
 from support.look import assert_i1, connect, one, until
 from support.raw import by_hand
@@ -29,7 +30,6 @@ from shardflow import (
     ShardUnavailable,
     SubmitUncertain,
 )
-from shardflow.embedded import Servers
 from shardflow.storage import deadline as deadlines
 from shardflow.storage.shard import Conn, Shard
 
@@ -42,7 +42,7 @@ QUICK = PoolConfig(timeout=1.0, connect_timeout=2.0)
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """Servers of their own: these are frozen."""
-    with Servers(2, settings={"max_connections": "100", "shared_buffers": "64MB"}) as started:
+    with memory.servers(2, {"max_connections": "100", "shared_buffers": "64MB"}) as started:
         yield Lab(started)
 
 

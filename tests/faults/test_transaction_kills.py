@@ -27,7 +27,7 @@ from shardflow.delivery.submission import make_item, pack
 from shardflow.storage import caller
 from shardflow.storage.shard import Shard
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 #: Workflows of a case.
 COUNT = 8

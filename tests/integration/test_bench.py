@@ -88,10 +88,17 @@ async def _schemas(servers: Servers) -> set[str]:
 def test_throughput_on_configured_servers_leaves_nothing_behind(servers: Servers, tmp_path: Path) -> None:
     config = _configured(tmp_path / "cluster.yaml", servers)
     before = asyncio.run(_schemas(servers))
+    out = tmp_path / "throughput.json"
     arguments = ["throughput", "--config", str(config), "--workflows", "600", "--workers", "2", "--json"]
-    answer = CliRunner().invoke(bench, arguments)
+    answer = CliRunner().invoke(bench, [*arguments, "--out", str(out)])
     assert answer.exit_code == 0, answer.output
     figures = json.loads(answer.stdout)
+    kept = json.loads(out.read_text())
+    assert kept["benchmark"] == "throughput"
+    assert kept["figures"]["workflows_per_s"] == figures["workflows_per_s"]
+    assert [kept[part] for part in ("options", "environment", "runs")] == [
+        figures[part] for part in ("options", "environment", "runs")
+    ]
     assert [figures[key] for key in ("lost", "duplicated", "wrong", "left")] == [0, 0, 0, 0]
     assert figures["verified"] is True
     assert (figures["options"]["shards"], figures["options"]["workers"]) == (2, 2)
@@ -105,14 +112,31 @@ def test_throughput_on_configured_servers_leaves_nothing_behind(servers: Servers
     assert asyncio.run(_schemas(servers)) == before
 
 
-def test_latency_on_an_embedded_server() -> None:
-    answer = CliRunner().invoke(bench, ["latency", "--rate", "50", "--seconds", "1", "--idle", "1", "--json"])
+def test_latency_on_an_embedded_server_becomes_a_picture(tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    arguments = ["latency", "--rate", "50", "--seconds", "1", "--idle", "1", "--json", "--out", str(out)]
+    answer = CliRunner().invoke(bench, arguments)
     assert answer.exit_code == 0, answer.output
     figures = json.loads(answer.stdout)
+    reported = CliRunner().invoke(bench, ["report", str(out), "--out", str(tmp_path / "it.html"), "--json"])
+    assert reported.exit_code == 0, reported.output
+    assert json.loads(reported.stdout)["shown"] == [str(out)]
     assert figures["errors"] == 0
     assert figures["count"] == 50
     assert 0 < figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"] <= figures["max_ms"]
     assert figures["idle_queries_per_s"] >= 0
+
+
+def test_latency_beside_a_backlog_that_drains(servers: Servers, tmp_path: Path) -> None:
+    config = _configured(tmp_path / "cluster.yaml", servers)
+    arguments = ["latency", "--config", str(config), "--rate", "50", "--seconds", "1", "--idle", "0", "--json"]
+    answer = CliRunner().invoke(bench, [*arguments, "--backlog", "3000"])
+    assert answer.exit_code == 0, answer.output
+    figures = json.loads(answer.stdout)
+    assert figures["backlog_ended"] == 3000, "some of it was lost"
+    assert figures["backlog_claimed_per_s"] > 0
+    assert figures["errors"] == 0
+    assert figures["options"]["backlog"] == 3000
 
 
 def test_a_table_is_for_people(servers: Servers, tmp_path: Path) -> None:

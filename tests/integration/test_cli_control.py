@@ -43,6 +43,30 @@ def test_workflows_are_cancelled_resumed_restarted_and_forked(
     assert run("workflow", "count", "--status", "ready", "--json").data["total"] == 5
 
 
+def test_workflows_are_deleted_by_id_by_filter_and_by_age(
+    cluster_config: ClusterConfig, write: Write, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    write(cluster_config)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with Client(cluster_config) as client:
+        for n in range(5):
+            client.submit("work", n, id=f"w{n}", queue="even" if n % 2 == 0 else None)
+            client.cancel(f"w{n}")
+        client.submit("work", id="active")
+    assert run("workflow", "purge", "w0", "active", "--json").data == {
+        "workflows": [{"id": "w0", "deleted": True}, {"id": "active", "deleted": False}]
+    }
+    assert run("workflow", "purge", "w0").code == 1
+    assert run("workflow", "purge").code == 2
+    assert run("workflow", "purge", "w1", "--older-than", "1h").code == 2
+    assert run("workflow", "purge", "--older-than", "soon").code == 2
+    assert run("workflow", "purge", "--queue", "even").code != 0
+    assert run("workflow", "purge", "--queue", "even", "--yes").out == "2 workflow(s) deleted\n"
+    assert run("workflow", "purge", "--older-than", "1h", "--yes", "--json").data == {"deleted": 0, "unreachable": []}
+    assert run("workflow", "purge", "--older-than", "0s", "--yes").out == "2 workflow(s) deleted\n"
+    assert run("workflow", "count", "--json").data["total"] == 1
+
+
 def test_queues_are_paused_and_a_shard_that_is_away_is_named(cluster_config: ClusterConfig, write: Write, run: Run):
     write(cluster_config)
     with Client(cluster_config) as client:

@@ -267,6 +267,7 @@ def test_dev_keeps_its_data_between_runs(start: Start, tmp_path: Path) -> None:
             if run == 1:
                 assert client.submit("quick", 1, id="a").result(30) == 2
             assert client.info("a").status is Status.SUCCEEDED
+            assert client.submit("quick", 1, id=f"b{run}").result(60) == 2, "the worker has started"
         refused = start("dev", "shop:app", "--reset", "--yes")
         assert refused.wait() == 1
         assert refused.said("is in use")

@@ -250,19 +250,19 @@ async def test_a_worker_behind_a_pooler_keeps_its_lease_beside_a_direct_one(
     pooled = replace(config, shards=(replace(config.shards[0], pooler=True),))
     gate = Gate()
     looks = 0
-    real = shardflow.storage.leases.peers
+    real = shardflow.storage.leases.look
 
-    async def counting(*arguments: Any) -> Any:
+    async def counting(*arguments: Any, watch: bool, **more: Any) -> Any:
         nonlocal looks
-        looks += 1
-        return await real(*arguments)
+        looks += watch
+        return await real(*arguments, watch=watch, **more)
 
     async with AsyncClient(config) as client, running(pooled, held(gate), name="pooled", concurrency=3) as behind:
         handle = await client.submit("holds")
         await until(lambda: gate.arrived == 1)
         before = rows(config, "SELECT lease, epoch FROM lease")
         async with running(config, held(gate), name="direct", queues=["other"]) as direct:
-            monkeypatch.setattr(shardflow.storage.leases, "peers", counting)
+            monkeypatch.setattr(shardflow.storage.leases, "look", counting)
             await until(lambda: looks >= 20)
             leases = "SELECT lease, epoch FROM lease WHERE worker = 'pooled'"
             assert rows(config, leases) == before
@@ -278,22 +278,22 @@ async def test_an_error_that_nobody_foresaw_does_not_end_the_service_of_a_shard(
     make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_cluster(shards=1, lease=LeaseConfig(ttl=5, renew=0.05, watch=0.2))
-    real = shardflow.storage.leases.renew
+    real = shardflow.storage.leases.look
     raised = 0
 
-    async def renew(*arguments: Any) -> bool:
+    async def look(*arguments: Any, **more: Any) -> Any:
         nonlocal raised
         if not raised:
             raised += 1
             raise RuntimeError("a defect")
-        return await real(*arguments)
+        return await real(*arguments, **more)
 
     gate = Gate()
     async with AsyncClient(config) as client, running(config, held(gate)):
         handle = await client.submit("holds")
         await until(lambda: gate.arrived == 1)
         lease = one(config, "SELECT lease FROM lease")
-        monkeypatch.setattr(shardflow.storage.leases, "renew", renew)
+        monkeypatch.setattr(shardflow.storage.leases, "look", look)
         await until(lambda: raised)
         await until(lambda: rows(config, "SELECT lease, epoch FROM lease") == [(lease, 2)], what="resumed")
         assert await (await client.submit("work", 1)).result(30) == 1

@@ -41,7 +41,7 @@ async def test_a_ready_workflow_is_cancelled_at_once_and_never_runs(shard_config
         assert await handles[1].status() is Status.CANCELLED
         assert_i1(shard_config)
         with pytest.raises(shardflow.WorkflowCancelled, match="not needed"):
-            await handles[1].result(5)
+            await handles[1].result(30)
         with pytest.raises(shardflow.WorkflowNotFound):
             await client.cancel("nobody")
         async with running(shard_config, app):
@@ -251,7 +251,7 @@ async def test_children_on_all_shards_are_cancelled_with_their_parent(cluster_co
         await until(lambda: total(cluster_config, done, "cancelled") == 13)
         await until(lambda: total(cluster_config, "SELECT count(*) FROM outbox") == 0)
         with pytest.raises(shardflow.WorkflowCancelled, match="that had started it"):
-            await (await client.get("given")).result(5)
+            await (await client.get("given")).result(30)
         assert_i1(cluster_config)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from support import memory
 
 #: Changes one record of the direct computation, so that the cluster's right answer is the wrong one.
 FALSIFIED = """
@@ -82,10 +81,8 @@ class Demo:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that other users get into: run by root, the servers run as one of those."""
-    made = Path(tempfile.mkdtemp(prefix="demo-test-", dir="/tmp"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
+    with memory.temporary_folder() as made:
+        yield made
 
 
 def test_the_demo_succeeds_and_leaves_nothing(folder: Path) -> None:

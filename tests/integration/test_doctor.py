@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from support import memory
 from support.lab import Lab, database, in_thread
 from support.look import assert_i1, connect, one, rows, until
 from support.raw import Hand, by_hand, done
@@ -82,7 +83,7 @@ def use(config: ClusterConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def own() -> Iterator[Lab]:
     """A server whose settings the tests may change."""
     settings = {"wal_level": "logical", "max_prepared_transactions": "5", "max_connections": "40"}
-    with Servers(1, settings=settings) as servers:
+    with memory.servers(1, settings) as servers:
         yield Lab(servers)
 
 

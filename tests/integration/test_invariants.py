@@ -61,7 +61,7 @@ async def i1_churn(config: ClusterConfig) -> None:
         await second.turn(outcomes=[done(wf) for wf in other], dropped=[1])
         assert_i1(config)
         rows(config, "UPDATE lease SET expires_at = now() - interval '1 s' WHERE worker = 'first'")
-        (dead,), _ = await leases.peers(hand.shard, second.keeping, second.fence.lease)
+        (dead,) = (await leases.look(hand.shard, second.keeping, second.fence.lease, 1, watch=True)).dead
         await leases.expire(hand.shard, second.keeping, dead)
         assert_i1(config)
         assert one(config, "SELECT count(*) FROM lease") == 1

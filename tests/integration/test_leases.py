@@ -30,10 +30,14 @@ async def test_a_lease_is_renewed_by_its_epoch_only(shard_config: ClusterConfig)
         holder = await hand.holder("a", ttl=1.0)
         before = one(shard_config, "SELECT expires_at FROM lease")
         lease, epoch = holder.fence.lease, holder.fence.epoch
-        assert await leases.renew(hand.shard, holder.keeping, lease, epoch, 100.0)
+        assert (await leases.look(hand.shard, holder.keeping, lease, epoch, ttl=100.0)).held
         assert (one(shard_config, "SELECT expires_at FROM lease") - before).total_seconds() > 90
-        assert not await leases.renew(hand.shard, holder.keeping, lease, epoch + 1, 100.0)
-        assert not await leases.renew(hand.shard, holder.keeping, lease + 1, epoch, 100.0)
+        renewed = one(shard_config, "SELECT expires_at FROM lease")
+        for strange in ((lease, epoch + 1), (lease + 1, epoch)):
+            for ttl in (200.0, None):
+                assert not (await leases.look(hand.shard, holder.keeping, *strange, ttl=ttl)).held
+        assert (await leases.look(hand.shard, holder.keeping, lease, epoch)).held, "it is held without a renewal too"
+        assert one(shard_config, "SELECT expires_at FROM lease") == renewed, "it was renewed unasked"
 
 
 async def test_a_lease_id_is_never_used_again(shard_config: ClusterConfig) -> None:
@@ -52,7 +56,7 @@ async def test_only_leases_that_are_dead_are_seen_and_ended(shard_config: Cluste
         own, peer = await hand.holder("own"), await hand.holder("peer")
 
         async def seen() -> list[Peer]:
-            return (await leases.peers(hand.shard, own.keeping, own.fence.lease))[0]
+            return (await leases.look(hand.shard, own.keeping, own.fence.lease, 1, watch=True)).dead
 
         assert await seen() == []
         for lie in (Peer(peer.fence.lease, "peer", True, False), Peer(peer.fence.lease, "peer", False, True)):
@@ -67,7 +71,7 @@ async def test_only_leases_that_are_dead_are_seen_and_ended(shard_config: Cluste
             False,
         )
         # Renewed in the meantime: it lives.
-        await leases.renew(hand.shard, peer.keeping, peer.fence.lease, peer.fence.epoch, 60)
+        await leases.look(hand.shard, peer.keeping, peer.fence.lease, peer.fence.epoch, ttl=60)
         assert await leases.expire(hand.shard, own.keeping, expired) is None
         await peer.keeping.close()
         await until(seen)

@@ -9,20 +9,22 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from support import memory
 from support.lab import Lab, database
 from support.look import assert_all_done, assert_i1, one, rows, total, until
 from support.work import Gate, ids_on, running
 
 from shardflow import App, AsyncClient, ClusterConfig, PoolConfig, ShardUnavailable, Status
-from shardflow.embedded import Servers
+
+pytestmark = pytest.mark.slow
 
 MakeCluster = Callable[..., ClusterConfig]
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Servers of their own: these are killed, and recovery syncs every file of every database that tests left."""
-    with Servers(3, settings={"max_connections": "100", "shared_buffers": "64MB"}) as started:
+    """Servers of their own: these are killed."""
+    with memory.servers(3, {"max_connections": "100", "shared_buffers": "64MB"}) as started:
         yield Lab(started)
 
 

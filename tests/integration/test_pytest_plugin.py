@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import memory
 
 pytest_plugins = ["pytester"]
 
@@ -26,6 +28,15 @@ async def checkout(cents: int) -> str:
     await shardflow.receive("go", timeout=60)
     return paid
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder() -> Iterator[None]:
+    """Where the servers of those projects lie."""
+    with memory.temporary_folder() as made, pytest.MonkeyPatch.context() as patch:
+        made.chmod(0o1777)
+        patch.setenv("TMPDIR", str(made))
+        yield
 
 
 def run(pytester: pytest.Pytester, *words: str) -> pytest.RunResult:

@@ -47,13 +47,16 @@ STATEMENTS = {
         "text[], smallint[], bigint[], integer, integer, bigint, bigint",
         "'{empty,q0,q1}', '{0,-32768,-32768}', '{90000,0,0}', 500, 500, 1, 1",
     ),
-    "turn.probe": ("text[]", "'{empty,q0}'"),
+    "lease.look": ("bigint, integer, float8, boolean, text[]", "1, 1, 10, true, '{empty,q0}'"),
     "turn.wake": ("integer", "1000"),
-    "turn.mail": ("bigint[], bigint[], integer", "'{1,2,3}', '{0,0,0}', 1000"),
-    "turn.adopt": ("bigint, integer", "2, 1000"),
+    "turn.mail": (
+        "bigint[], bigint[], text[], bigint[], integer, bigint[], text[], bigint",
+        "'{1,2,3}', '{1,2,3}', '{t,t,t}', '{0,0,0}', 1000, '{1,2}', '{w1,w2}', 1000000",
+    ),
+    "turn.adopt": ("bigint, integer, bigint", "2, 1000, 1000000"),
     "turn.overdue": ("", ""),
     "turn.in_time": ("", ""),
-    "turn.outbox": ("bigint, bigint, integer", "1, 0, 1000"),
+    "turn.outbox": ("bigint, bigint, integer, bigint", "1, 0, 1000, 1000000"),
     "turn.tried": ("bigint[], bigint[]", "'{1,2,3}', '{0,0,0}'"),
     "turn.receive": ("bigint[], bigint[]", "'{1,2,3}', '{0,0,0}'"),
     "lease.retries": ("bigint[]", "'{1,2,3}'"),
@@ -107,7 +110,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def explained(config: ClusterConfig, name: str, generic: bool, values: str = "") -> list[dict[str, Any]]:
     """The nodes of the statement's plan, with what they cost when run; its writes are rolled back."""
     concern, statement = name.split(".")
-    text = load(concern)[statement].replace("{schema}", "shardflow")
+    text = load(concern)[statement].replace("{schema}", "shardflow").replace("{schema_text}", "'shardflow'")
     number = 0
     while "%s" in text:
         number += 1
@@ -117,7 +120,7 @@ def explained(config: ClusterConfig, name: str, generic: bool, values: str = "")
     with connect(config) as conn, conn.transaction(force_rollback=True):
         conn.execute("SET LOCAL plan_cache_mode = " + ("force_generic_plan" if generic else "force_custom_plan"))
         conn.execute("SET LOCAL jit = off")
-        if concern == "turn" and statement != "probe":  # as the fence does
+        if concern == "turn":  # as the fence does
             conn.execute("SET LOCAL enable_sort = off")
             conn.execute("SET LOCAL enable_bitmapscan = off")
             conn.execute("SET LOCAL enable_seqscan = off")

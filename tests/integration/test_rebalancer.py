@@ -26,6 +26,7 @@ from shardflow.rebalancer.alone import run_alone
 from shardflow.storage import leases, rebalance, registry
 from shardflow.storage.ending import end
 from shardflow.storage.registry import Card, Pulse
+from shardflow.storage.shard import Shard
 
 MakeCluster = Callable[..., ClusterConfig]
 
@@ -309,6 +310,30 @@ async def test_who_decides_on_a_later_shard_steps_aside_for_one_on_an_earlier(
             await until(lambda: looks.count(elected(config, 1)) >= 2, what="somebody is elected on s1 and decides")
             assert journal(config, "elected", shard=1)
         await until(lambda: len(looks) > 4 and set(looks[-4:]) == {elected(config, 0)}, what="only one decides")
+
+
+async def test_who_stands_aside_keeps_its_connection_and_notices_when_that_was_cut(make_cluster: MakeCluster) -> None:
+    config = make_cluster(shards=2)
+    first = Shard(config.shards[0])
+    async with await first.connect("other") as conn:
+        term = await rebalance.stand(first, conn, "other", None, 60.0)
+    assert term is not None
+    rebalancer = Rebalancer(config, "r")
+    rebalancer.seat("s1", term)
+    backends = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
+    try:
+        seen = []
+        for _ in range(3):
+            await rebalancer._turn()
+            seen += rows(config, backends, "%rebalancer%")
+        assert len(seen) == 3
+        assert len(set(seen)) == 1
+        terminate(config, "rebalancer")
+        await rebalancer._turn()
+        assert rebalancer.deciding is None
+        assert set(rows(config, backends, "%rebalancer%")) - set(seen)
+    finally:
+        await rebalancer._survey.close()
 
 
 async def test_a_shard_that_was_away_for_a_moment_moves_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +12,8 @@ from support.look import assert_i1, one, rows, until
 from support.work import Gate, running
 
 import shardflow
-from shardflow import App, AsyncClient, ClusterConfig, Retry, blocking
+from shardflow import App, AsyncClient, Call, ClusterConfig, Retry, blocking
+from shardflow.worker.run import Run
 
 
 def sleeper(seconds: float, starts: list[str]) -> App:
@@ -48,6 +50,23 @@ async def test_a_sleeping_workflow_leaves_the_workers_memory_and_wakes(shard_con
         )
         assert took >= 1.5
     assert starts == ["before", "after"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+async def test_what_has_left_a_worker_waits_for_no_garbage_collector(
+    shard_config: ClusterConfig, seconds: float
+) -> None:
+    """A worker's collector comes seldom; what it would have to find grows with the number of workflows until then."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with AsyncClient(shard_config) as client, running(shard_config, sleeper(seconds, [])) as worker:
+            await client.submit_many([Call("naps") for _ in range(50)])
+            gone = "SELECT (SELECT count(*) FROM wait) + (SELECT count(*) FROM outcome)"
+            await until(lambda: one(shard_config, gone) == 50 and worker.running == 0)
+            await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Run)])
+    finally:
+        gc.enable()
 
 
 async def test_a_short_sleep_stays_in_memory(shard_config: ClusterConfig) -> None:

@@ -20,11 +20,12 @@ from support.work import ids_on
 from shardflow import App, AsyncClient, ClusterConfig, ShardUnavailable
 from shardflow.core.cron import parse
 from shardflow.core.schedule import Definition, tick_id
+from shardflow.delivery.router import Router
 from shardflow.delivery.sender import Item, Sender
 from shardflow.errors import MapChanged
 from shardflow.storage import schedules
 from shardflow.storage.shard import Shard
-from shardflow.worker.ticker import _choose
+from shardflow.worker.ticker import Ticker, _choose
 
 __all__ = ["often"]
 
@@ -351,23 +352,31 @@ async def test_a_schedule_that_was_taken_out_of_the_code_rests_and_comes_back_wi
             assert (await client.schedules.get("beat")).state == "active"
 
 
-async def test_a_shard_without_schedules_is_asked_seldom(
+async def test_a_shard_without_schedules_is_asked_nothing(
     shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
-    asked = 0
-    original = schedules.look
+    """What the keeper sees is enough."""
+    router = Router(shard_config)
+    ticker = Ticker(shard_config, App("ticking"), router, Sender(router, shard_config))
+    asked: list[Any] = []
 
-    async def look(*args: Any) -> schedules.Look:
-        nonlocal asked
-        asked += 1
-        return await original(*args)
+    async def on(*errand: Any) -> list[Any]:
+        asked.append(errand)
+        return []
 
-    monkeypatch.setattr(schedules, "look", look)
-    async with ticking(shard_config):
-        await until(lambda: asked == 1)
-        await asyncio.sleep(1.5)
-        assert asked == 1
+    monkeypatch.setattr(ticker, "_on", on)
+    shard = Shard(shard_config.shards[0])
+    async with await shard.connect("test") as conn:
+        seen = await schedules.look(shard, conn)
+    for _ in range(3):
+        ticker.saw(shard, seen)
+        await until(lambda: asyncio.get_running_loop().time() >= ticker._desks[shard.name].look_at)
+    assert not ticker._tasks
+    assert not asked
+    ticker.saw(shard, replace(seen, tick_at=seen.now))
+    await until(lambda: asked, what="a tick that is due is seen to")
+    await ticker.close()
+    await router.close()
 
 
 async def test_who_was_overtaken_changes_nothing_of_a_tick_any_more(shard_config: ClusterConfig) -> None:

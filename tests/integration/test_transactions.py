@@ -618,7 +618,7 @@ async def test_a_lease_that_ends_or_is_renewed_under_an_old_snapshot(bank: Clust
     async with alone(bank, isolation) as (hand, holder, transactions, work):
         keeping, lease = await hand.conn(), holder.fence.lease
         other = replace(work, seq=1)
-        renewed = debiting(lambda: leases.renew(hand.shard, keeping, lease, 1, 60.0))
+        renewed = debiting(lambda: leases.look(hand.shard, keeping, lease, 1, ttl=60.0))
         assert await transactions.commit(work, renewed) == Done()
         with pytest.raises(Conflict):
             await transactions.commit(other, debiting(lambda: leases.release(hand.shard, keeping, lease)))

@@ -13,6 +13,7 @@ import pytest
 from support.look import assert_all_done, assert_i1, one, rows, total, until
 from support.work import Gate, ids_on, running
 
+import shardflow.storage.bell
 import shardflow.worker.claims
 import shardflow.worker.starter
 from shardflow import (
@@ -21,6 +22,7 @@ from shardflow import (
     ClusterConfig,
     ClusterError,
     InvalidInput,
+    LeaseConfig,
     ShardUnavailable,
     Status,
     UsageError,
@@ -473,28 +475,21 @@ async def test_a_worker_that_cannot_work_says_why(cluster_config: ClusterConfig,
 async def test_an_idle_worker_asks_a_shard_seldom(
     shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted by the server as transactions, between two looks 5 s apart; the design allows 5 a second.
-
-    Sessions report what they did up to a second late, so the first look waits until the start is told.
-    """
+    """It rests until the bell rings: the next look of its own accord is far away. How much it asks is counted in
+    test_latency."""
     app = App()
 
     @app.workflow
     async def work() -> str:
         return "awake"
 
-    count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
-    config = ClusterConfig("test", shard_config.shards, shard_config.slots)  # the lease timings that users get
+    monkeypatch.setattr(shardflow.storage.bell, "ring_near", lambda _: None)  # as for a client elsewhere
+    monkeypatch.setattr(shardflow.worker.claims, "OWN_LOOK", 1000.0)
+    config = ClusterConfig(
+        "test", shard_config.shards, shard_config.slots, lease=LeaseConfig(ttl=600, renew=200, watch=100)
+    )
     async with AsyncClient(config) as client, running(config, app) as worker:
-        assert await (await client.submit(work)).result(30) == "awake"
-        began = time.monotonic()
-        await until(lambda: time.monotonic() - began > 4)
-        before, since = one(config, count), time.monotonic()
-        await until(lambda: time.monotonic() - since > 5)
-        rate = (one(config, count) - before) / (time.monotonic() - since)
-        assert rate <= 5, f"{rate:.1f} transactions a second"
-        # And it rests until the bell rings: the next look of its own accord is far away.
-        monkeypatch.setattr(shardflow.worker.claims, "IDLE_LOOK", 1000.0)
-        claims = next(iter(worker._links.values()))._commit.claims
-        await until(lambda: claims.patience(asyncio.get_running_loop().time()) > 500)
-        assert await (await client.submit(work)).result(30) == "awake"
+        for _ in range(3):
+            claims = next(iter(worker._links.values()))._commit.claims
+            await until(lambda: claims.patience(asyncio.get_running_loop().time()) > 500)  # noqa: B023
+            assert await (await client.submit(work)).result(30) == "awake"

@@ -17,6 +17,7 @@ from psycopg import sql
 from shardflow import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig
 from shardflow.embedded import Server, Servers
 from shardflow.storage import cluster
+from support import memory
 
 #: Short, so that a dead worker's lease is not waited for long.
 LEASE = LeaseConfig(ttl=5.0, renew=0.5, watch=0.15)
@@ -31,6 +32,8 @@ class Lab:
 
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
+        #: In memory a copy of files is quicker than one through the log; on a disk it waits for two checkpoints.
+        self._strategy = sql.SQL("FILE_COPY" if memory.holds(servers) else "WAL_LOG")
         self._templates: dict[tuple[int, int], ClusterConfig] = {}
         self._numbers = itertools.count(1)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="lab")
@@ -83,7 +86,9 @@ class Lab:
     def _create(self, shard: int, name: str, template: str) -> None:
         with self.admin(shard) as conn:
             conn.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+                sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}").format(
+                    sql.Identifier(name), sql.Identifier(template), self._strategy
+                )
             )
 
     def _drop(self, shard: int, name: str) -> None:

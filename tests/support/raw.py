@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from shardflow import ClusterConfig
 from shardflow.core.lowwater import START
 from shardflow.core.routing import slot_of
+from shardflow.delivery.sender import Item
 from shardflow.storage import leases, submissions, turn
 from shardflow.storage.shard import Conn, Shard
-from shardflow.storage.submissions import NewWorkflow
 from shardflow.storage.turn import Claimed, ClaimWanted, Fence, OutcomeRow, Receipt, StepRow, Turn, WaitRow
 from support.look import one
 
@@ -43,8 +43,8 @@ class Hand:
     def generation(self) -> int:
         return int(one(self.config, "SELECT generation FROM shard", shard=self.number))
 
-    def news(self, ids: Sequence[str], name: str = "work", queue: str = "default") -> list[NewWorkflow]:
-        return [NewWorkflow(id, name, queue, slot_of(id, self.config.slots), INPUT) for id in ids]
+    def news(self, ids: Sequence[str], name: str = "work", queue: str = "default") -> list[Item]:
+        return [Item(id, name, queue, slot_of(id, self.config.slots), INPUT) for id in ids]
 
     async def submit(self, conn: Conn, *ids: str, generation: int | None = None) -> dict[str, int]:
         believed = self.generation if generation is None else generation

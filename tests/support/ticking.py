@@ -15,6 +15,7 @@ from shardflow.core.routing import slot_of
 from shardflow.core.slotmap import plan_slots
 from shardflow.delivery.router import Router
 from shardflow.delivery.sender import Sender
+from shardflow.storage import schedules
 from shardflow.storage.ending import end
 from shardflow.storage.shard import Shard
 from shardflow.worker import ticker
@@ -34,7 +35,7 @@ async def ticking(
         shard = Shard(config.shards[number])
         async with await shard.connect("keeper test") as conn:
             while True:
-                await made.look(shard, conn)
+                made.saw(shard, await schedules.look(shard, conn))
                 await asyncio.sleep(0.01)
 
     looks = [asyncio.create_task(look(k)) for k in (range(len(config.shards)) if shards is None else shards)]
@@ -53,7 +54,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tickers look twenty times a second and try again soon."""
     for name, seconds in (
         ("POLL", 0.05),
-        ("IDLE", 0.05),
         ("SOON", 0.05),
         ("SPREAD", 0.01),
         ("HOLD", 0.0),

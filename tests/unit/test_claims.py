@@ -6,7 +6,7 @@ import pytest
 
 from shardflow.core.lowwater import START
 from shardflow.storage.turn import Claimed, ClaimWanted
-from shardflow.worker.claims import BATCH, BUSY, DEAF_LOOK, FIRST_LOOKS, IDLE_LOOK, Claims
+from shardflow.worker.claims import BATCH, BUSY, DEAF_LOOK, FIRST_LOOKS, IDLE_LOOK, OWN_LOOK, Claims
 from shardflow.worker.places import Place, Places
 
 
@@ -96,10 +96,10 @@ def test_an_idle_loop_hangs_the_bell_looks_a_few_times_and_then_seldom() -> None
         assert claim.bell() is None
     assert len(pauses) >= len(FIRST_LOOKS)
     assert max(pauses) <= max(FIRST_LOOKS) + 1e-9
-    assert claim.patience(now) == pytest.approx(IDLE_LOOK)
+    assert claim.patience(now) == pytest.approx(OWN_LOOK)
     # Settled: not even at the next look of its own does it claim, but only when told, or along with other writes.
-    assert claim.wish(0, 1, now + IDLE_LOOK, anyway=False) is None
-    assert claim.wish(0, 1, now + IDLE_LOOK, anyway=True) is not None
+    assert claim.wish(0, 1, now + OWN_LOOK, anyway=False) is None
+    assert claim.wish(0, 1, now + OWN_LOOK, anyway=True) is not None
     claim.answered()
     claim.look()
     assert claim.wish(0, 1, now, anyway=False) is not None
@@ -193,3 +193,42 @@ def test_a_shard_alone_may_have_all_places() -> None:
     assert first.allowance(0) == 10
     second.leave()
     assert first.allowance(0) == 10
+
+
+def test_what_comes_behind_a_mark_is_claimed_next() -> None:
+    claim, _ = claims()
+    answer(claim, claim.wish(0, 1, 0.0, anyway=False), rows(50), 0.0)
+    wish = claim.wish(0, 2, 0.01, anyway=True)
+    assert wish is not None
+    assert wish.marks == [(0, 50)]
+    answer(claim, wish, rows(50, first=51), 0.02)
+    claim.came_back([("q", 0, 7), ("unknown", 0, 1)])
+    wish = claim.wish(0, 3, 0.03, anyway=False)
+    assert wish is not None
+    assert wish.marks == [(0, 7)]
+
+
+def test_while_the_bell_hangs_a_claim_that_came_back_short_took_all_there_was() -> None:
+    claim, _ = claims(total=100)
+    now = 0.0
+    answer(claim, claim.wish(0, 1, now, anyway=False), [], now)
+    claim.bell_is(True)
+    answer(claim, claim.wish(0, 1, claim.patience(now), anyway=False), rows(2), now)
+    assert claim.wanted, "a submit that did not see the bell may be committing"
+    while not claim.settled:
+        now += claim.patience(now)
+        claim.look()
+        answer(claim, claim.wish(0, 1, now, anyway=False), [], now)
+    claim.look()
+    answer(claim, claim.wish(0, 2, now, anyway=False), rows(3), now)
+    assert claim.settled
+    assert claim.rests
+    assert claim.wish(0, 3, now, anyway=True) is None, "it asks along with the checkpoints of what it has just taken"
+    claim.look()  # the bell rings
+    answer(claim, claim.wish(0, 3, now, anyway=False), rows(50), now)
+    assert claim.wanted, "there may be more than it could take"
+    limited = claim.wish(0, 4, now, anyway=False)
+    assert limited is not None
+    limited.limited = True
+    answer(claim, limited, rows(1), now)
+    assert claim.wanted, "what a limit left may be free again"

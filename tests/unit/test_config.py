@@ -8,7 +8,7 @@ from shardflow.config import load, parse
 from shardflow.core.redact import redact_dsn
 from shardflow.core.suggest import did_you_mean
 from shardflow.errors import ConfigError
-from shardflow.model import NEVER, ClusterConfig, LeaseConfig, PayloadConfig, PoolConfig, ShardConfig
+from shardflow.model import NEVER, ClusterConfig, LeaseConfig, PayloadConfig, PoolConfig, RetentionConfig, ShardConfig
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SHARD = {"name": "s1", "dsn": "postgresql://u@h/d"}
@@ -61,7 +61,10 @@ def test_a_short_lease_is_renewed_and_watched_more_often():
         ([], "c.yaml: must be a mapping"),
         ({"shards": [SHARD]}, "c.yaml: name: is missing"),
         (config(nmae="x"), r'c\.yaml: nmae: unknown key \(did you mean "name"\?\)'),
-        (config(xyzzy=1), r"xyzzy: unknown key \(known: name, slots, shards, lease, pool, rebalance, payload\)"),
+        (
+            config(xyzzy=1),
+            r"xyzzy: unknown key \(known: name, slots, shards, lease, pool, rebalance, payload, retention\)",
+        ),
         (shard(shcema="x"), r'c\.yaml: shards\[0\]\.shcema: unknown key \(did you mean "schema"\?\)'),
         (config(lease={"tttl": 1}), r'lease\.tttl: unknown key \(did you mean "ttl"\?\)'),
         (config(pool={"maxsize": 1}), r'pool\.maxsize: unknown key \(did you mean "max_size"\?\)'),
@@ -101,6 +104,10 @@ def test_a_short_lease_is_renewed_and_watched_more_often():
         (config(pool={"min_size": 9}), r"pool\.max_size: is 8, less than min_size \(9\)"),
         (config(pool={"max_size": 0}), r"pool\.max_size: must be an integer from 1"),
         (config(payload={"size": 1}), r"payload\.size: unknown key"),
+        (config(retention={"successful": "7d"}), r"retention\.successful: unknown key"),
+        (config(retention={"failed": 0}), r"retention\.failed: must be seconds above 0"),
+        (config(retention={"failed": "for ever"}), r"retention\.failed: must be seconds above 0"),
+        (config(retention="7d"), "retention: must be a mapping"),
         (
             config(payload={"max_size": "8 GB"}),
             r'payload\.max_size: must be bytes, or text such as "512KiB".*, not \'8 GB',
@@ -199,12 +206,18 @@ def test_a_missing_file_says_what_to_do(tmp_path):
         load(tmp_path)
 
 
+def test_what_ended_is_kept_for_ever_where_nothing_else_is_said():
+    assert parse(config(), "c", {}).retention == RetentionConfig(None, None, None, None)
+    ages = {"succeeded": "7d", "failed": "1.5h", "dead": "never"}
+    assert parse(config(retention=ages), "c", {}).retention == RetentionConfig(604_800.0, 5400.0, None, None)
+
+
 def test_the_example_loads_once_its_secret_is_set():
     read = load(CONFIG / "cluster.example.yaml", {"SHARDFLOW_PG_PASSWORD": "hunter2"})
     assert len(read.shards) == 4
     assert all("hunter2" in shard.dsn for shard in read.shards)
     assert len({shard.dsn for shard in read.shards}) == 4
-    assert (read.lease, read.pool) == (LeaseConfig(), PoolConfig())
+    assert (read.lease, read.pool, read.retention) == (LeaseConfig(), PoolConfig(), RetentionConfig())
     with pytest.raises(ConfigError, match="SHARDFLOW_PG_PASSWORD is not set"):
         load(CONFIG / "cluster.example.yaml", {})
 

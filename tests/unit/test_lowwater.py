@@ -50,6 +50,22 @@ def test_the_mark_only_goes_on_until_the_start_is_seen_anew() -> None:
     assert low.mark == (-1, 200)
 
 
+def test_what_a_look_from_the_start_costs_is_what_it_takes_longer_than_others() -> None:
+    low = LowWater()
+    low.saw(START, 10, 10, (0, 9), 100.0, 0.5)
+    low.saw((0, 9), 10, 10, (0, 19), 100.1, 0.499)  # the turns are long, whatever they claim
+    assert low.begin(100.0 + INTERVAL) == START
+
+
+def test_a_mark_goes_back_to_where_something_came() -> None:
+    low = LowWater()
+    low.saw(START, 10, 10, (0, 57), 100.0, 0.001)
+    low.back_to((0, 12))
+    assert low.begin(100.01) == (0, 12)
+    low.back_to((0, 99))
+    assert low.begin(100.01) == (0, 12)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     behind=st.lists(st.tuples(st.floats(0.0, 3.0), st.integers(-3, 3)), max_size=15),
