@@ -162,8 +162,9 @@ async def _doctor(at: Stand) -> None:
 
 
 async def _poll(at: Stand) -> None:
-    """What a client asks that waits for many."""
-    await at.client.wait([at.any("waiting") for _ in range(BATCH)], timeout=0)
+    """What a client asks that waits for many, which it has submitted together."""
+    first = at.asked.randint(1, max(1, at.filled.rows - BATCH))
+    await at.client.wait([id_of("waiting", first + n) for n in range(BATCH)], timeout=0)
 
 
 async def _send(at: Stand) -> None:

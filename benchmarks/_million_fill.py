@@ -32,7 +32,7 @@ GROUP BY c.relname HAVING 'wf' = ANY(array_agg(a.attname)) ORDER BY c.relname
 class Filled:
     """What a shard holds: so many that are done, that wait, that are ready, and a hundredth that failed.
 
-    What has ended and what waits alternate among the keys; what is ready is the newest. They were submitted one after
+    What has ended and what waits alternate among the keys, what is ready is the newest. They were submitted one after
     the other in the last `DAYS`, from `began` on.
     """
 
@@ -47,10 +47,10 @@ class Filled:
     def place(self, kind: str) -> tuple[int, int]:
         """Behind `base`, where the keys of a kind begin, and the distance from each to the next."""
         return {
-            "done": (0, 2),
-            "waiting": (1, 2),
-            "failed": (2 * self.rows + 2, 1),
-            "ready": (3 * self.rows + 10, 1),
+            "done": (0, 3),
+            "waiting": (1, 3),
+            "failed": (2, 300),
+            "ready": (3 * self.rows + 3_000, 1),
         }[kind]
 
     def key(self, kind: str, number: int) -> int:
@@ -60,12 +60,12 @@ class Filled:
     @property
     def pace(self) -> timedelta:
         """From one key to the next."""
-        return timedelta(days=DAYS) / (4 * self.rows + 20)
+        return timedelta(days=DAYS) / (4 * self.rows + 3_000)
 
     @property
     def middle(self) -> datetime:
         """When half of what has ended was submitted."""
-        return self.began + self.rows * self.pace
+        return self.began + 3 * self.rows / 2 * self.pace
 
     @property
     def last(self) -> int:

@@ -42,7 +42,7 @@ from shardflow.storage import checkup, cluster
 from shardflow.storage.shard import Shard
 
 HERE = Path(__file__).resolve().parent
-SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
+SETTINGS = {"shared_buffers": "2GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
 #: Operations that are over the limit are timed again, so many times as often: the machine may have been busy.
 AGAIN = 3
 

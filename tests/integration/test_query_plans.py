@@ -77,7 +77,7 @@ STATEMENTS = {
 }
 
 #: Small tables: how many rows they have is bounded by the workers and batches, not by the workflows.
-SMALL = {"lease", "claim", "cancel"}
+SMALL = {"lease", "claim", "cancel", "election"}
 
 
 @pytest.fixture(scope="module", params=["unanalyzed", "analyzed"])

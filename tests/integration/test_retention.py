@@ -216,6 +216,7 @@ async def hand(shard_config: ClusterConfig) -> Any:
 
 
 def forget(conn: Any, wfs: list[int], status: str | None = None) -> set[int]:
+    conn.execute("SET lock_timeout = '5s'")  # it waits for nobody
     return set(conn.execute("SELECT forget(%s, %s, now() + interval '1 d')", (wfs, status)).fetchone()[0])
 
 

@@ -52,8 +52,9 @@ def _pictures(name: str, result: Result, entries: Sequence[Entry]) -> list[Pictu
     steps = sorted({entry.steps for entry in entries})
     by_place = {(entry.system, entry.steps): entry for entry in entries}
     systems = _order(entries)
+    stepped = {str(run.get("system")) for run in result.runs if whole(run, "steps")}
     rows = [Row(_shown(system), _note(entries, system)) for system in systems]
-    panels = [BarPanel(steps_of(n), [_bar(by_place, system, n) for system in systems]) for n in steps]
+    panels = [BarPanel(steps_of(n), [_bar(by_place, system, n, stepped) for system in systems]) for n in steps]
     table, note = _table(systems, steps, by_place), _how(result)
     servers = whole(result.options, "shards", 1)
     title = _title(by_place, systems, steps) + (f", on {servers} servers each" if servers > 1 else "")
@@ -86,10 +87,10 @@ def _note(entries: Sequence[Entry], system: str) -> str:
     return f"keeps {keeps}" if keeps else ""
 
 
-def _bar(by_place: Mapping[tuple[str, int], Entry], system: str, steps: int) -> Bar:
+def _bar(by_place: Mapping[tuple[str, int], Entry], system: str, steps: int, stepped: set[str]) -> Bar:
     entry = by_place.get((system, steps))
     if entry is None or entry.rate is None:
-        return Bar(None, "has no steps" if steps and entry is None else "not measured")
+        return Bar(None, "has no steps" if steps and system not in stepped else "not measured")
     ink = Ink.OURS if system == _OURS else Ink.REFERENCE if system == _FLOOR else Ink.OTHERS
     ours = by_place.get((_OURS, steps))
     text = rough(entry.rate)
