@@ -221,12 +221,13 @@ def forget(conn: Any, wfs: list[int], status: str | None = None) -> set[int]:
 
 
 async def test_what_somebody_needs_is_passed_over(hand: Hand) -> None:
-    made = await ended_by_hand(hand, "named", "watched", "moved", "frozen", "locked", "lost", "done")
+    made = await ended_by_hand(hand, "claimed", "watched", "moved", "frozen", "locked", "lost", "done")
     every = list(made.values())
+    assert one(hand.config, "SELECT count(DISTINCT slot) FROM workflow") == len(made)  # each has one reason alone
     with connect(hand.config) as conn, connect(hand.config) as other:
         conn.execute("INSERT INTO lease (worker, session, expires_at) VALUES ('w', false, now())")
         conn.execute(
-            "INSERT INTO claim SELECT lease, 1, ARRAY[%s::bigint], ARRAY[0::smallint] FROM lease", (made["named"],)
+            "INSERT INTO claim SELECT lease, 1, ARRAY[%s::bigint], ARRAY[0::smallint] FROM lease", (made["claimed"],)
         )
         conn.execute("INSERT INTO watcher (wf, topic, id) VALUES (%s, 'shardflow.after', 'x')", (made["watched"],))
         for name in ("moved", "frozen"):

@@ -36,14 +36,15 @@ class Entry:
 def section(results: Sequence[Result]) -> Section:
     """Bars by steps for each number of shards, and the same as points where the bars differ too much."""
     pictures: list[Picture] = []
+    names: dict[str, int] = {}
     for result in sorted(results, key=lambda result: whole(result.options, "shards", 1)):
         entries = _entries(result)
         if not any(entry.rate for entry in entries):
             raise Unusable("has no rates")
         servers = whole(result.options, "shards", 1)
         name = "compare" if servers == 1 else f"compare-{servers}-servers"
-        taken = sum(1 for picture in pictures if picture.name.startswith(name))
-        pictures += _pictures(f"{name}-{taken + 1}" if taken else name, result, entries)
+        names[name] = names.get(name, 0) + 1
+        pictures += _pictures(name if names[name] == 1 else f"{name}-again-{names[name]}", result, entries)
     warnings = [warning for result in results for warning in _warnings(result)]
     return Section("Side by side", pictures, results, warnings=[*faults(results), *warnings])
 
