@@ -16,6 +16,8 @@ from psycopg import sql
 
 from shardflow import AsyncClient, ClusterConfig, Worker
 
+#: What many have.
+USUAL = {"tenant": "usual"}
 #: So many workflows have attributes that nobody else has.
 RARE = 5
 #: In how many days all of it was submitted.
@@ -84,10 +86,10 @@ def id_of(kind: str, number: int) -> str:
 async def samples(config: ClusterConfig) -> None:
     """Has a worker run one workflow of each kind, but for the one that is to be ready: nobody serves its queue."""
     async with AsyncClient(config) as client:
-        done = await client.submit(order, 5, id="done", queue="samples", attributes={"tenant": "usual"})
+        done = await client.submit(order, 5, id="done", queue="samples", attributes=USUAL)
         await client.submit(order, -5, id="failed", queue="samples")
         await client.submit(listens, id="waiting")
-        await client.submit(order, 5, id="ready", attributes={"tenant": "usual"})
+        await client.submit(order, 5, id="ready", attributes=USUAL)
         worker = Worker(config, app, queues=["samples", "asleep"])
         await worker.start()
         try:

@@ -103,3 +103,7 @@ ALTER FUNCTION {schema}.give(text, text, text, integer, integer) SET enable_seqs
 -- Likewise.
 ALTER FUNCTION {schema}.end_lease(bigint, integer) SET enable_seqscan = off SET enable_hashjoin = off
     SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan;
+
+-- name: workflow_attributes_pending
+-- Each search reads all entries that the index has not taken in yet: not more than 256 kB of them.
+ALTER INDEX {schema}.workflow_attributes SET (gin_pending_list_limit = 256);

@@ -252,7 +252,7 @@ async def test_a_worker_behind_a_pooler_keeps_its_lease_beside_a_direct_one(
     looks = 0
     real = shardflow.storage.leases.look
 
-    async def counting(*arguments: Any, watch: bool, **more: Any) -> Any:
+    async def counting(*arguments: Any, watch: bool = False, **more: Any) -> Any:
         nonlocal looks
         looks += watch
         return await real(*arguments, watch=watch, **more)

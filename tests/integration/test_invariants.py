@@ -462,6 +462,9 @@ def acknowledged_before_commit(config: ClusterConfig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(submissions, "submit", hasty)
 
 
+LOOKED_UP = replaced(
+    "ON CONFLICT (id) DO NOTHING", "WHERE NOT EXISTS (SELECT FROM {schema}.workflow w WHERE w.id = given.id)"
+)
 MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
     # I1: one place
     "I1 end_lease puts nothing back": (
@@ -523,8 +526,8 @@ MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
             "turn",
             "wake",
             lambda text: re.sub(
-                r"WITH due AS \(.*?\n\)\n",
-                "WITH due AS (SELECT wf, attempt FROM {schema}.wait WHERE wake_at <= now() LIMIT %s)\n",
+                r"WITH due AS \(.*?\n\), woken",
+                "WITH due AS (SELECT wf, attempt FROM {schema}.wait WHERE wake_at <= now() LIMIT %s), woken",
                 text,
                 flags=re.DOTALL,
             ),
@@ -615,20 +618,15 @@ MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
         both(
             ddl("ALTER TABLE workflow DROP CONSTRAINT workflow_id_key"),
             statement("submit", "insert", without(r"\n    ON CONFLICT \(id\) DO NOTHING")),
+            statement("submit", "submit", without(r"\n    ON CONFLICT \(id\) DO NOTHING")),
         ),
     ),
     "I5 ids are looked up instead of unique": (
         i5_same_id_in_flight,
         both(
             ddl("ALTER TABLE workflow DROP CONSTRAINT workflow_id_key"),
-            statement(
-                "submit",
-                "insert",
-                replaced(
-                    "ON CONFLICT (id) DO NOTHING",
-                    "WHERE NOT EXISTS (SELECT FROM {schema}.workflow w WHERE w.id = given.id)",
-                ),
-            ),
+            statement("submit", "insert", LOOKED_UP),
+            statement("submit", "submit", LOOKED_UP),
         ),
     ),
     "I5 acknowledged before the commit": (i5_acknowledged_is_durable, acknowledged_before_commit),

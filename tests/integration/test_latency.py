@@ -90,6 +90,19 @@ async def test_the_elected_one_hears_of_a_worker_that_comes(shard_config: Cluste
         await second.stop(0)
 
 
+async def test_a_keeper_notices_that_its_lease_is_gone_though_the_loop_rests(shard_config: ClusterConfig) -> None:
+    """At a look that renews nothing, too."""
+    config = ClusterConfig(
+        "test", shard_config.shards, shard_config.slots, lease=LeaseConfig(ttl=600, renew=200, watch=0.1)
+    )
+    async with running(config, quick()) as worker:
+        await until(lambda: all(link._commit.claims.rests for link in worker._links.values()))
+        (lost,) = rows(config, "DELETE FROM lease RETURNING lease")
+        await until(
+            lambda: (now := rows(config, "SELECT lease FROM lease")) and now != [lost], 30, what="a new lease"
+        )
+
+
 async def test_claims_that_a_crash_of_the_server_takes_back_are_made_again() -> None:
     """A claim alone commits before it is on the disk: here it never gets there, and what ran by it begins anew."""
     app, gate = App("light"), Gate()

@@ -129,7 +129,7 @@ def _how(result: Result) -> str:
     parts = [
         "the same server and the same work in the same run, each system in its best settings",
         f"{servers} servers, a worker of each system on each" if servers > 1 else "",
-        f"medians of {runs} runs, whiskers their range" if runs > 1 else "",
+        f"medians of {runs} runs, whiskers their range" if runs > 1 else "one run",
         "in brackets the part of what shardflow does",
     ]
     return "; ".join(text for text in parts if text)
