@@ -45,6 +45,8 @@ HERE = Path(__file__).resolve().parent
 SETTINGS = {"shared_buffers": "2GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
 #: Operations that are over the limit are timed again, so many times as often: the machine may have been busy.
 AGAIN = 3
+#: Rounds of a quick run.
+QUICK = 2
 
 
 @dataclass
@@ -142,7 +144,10 @@ async def compare(
         for each in times:
             each.clear()
     await ask(list(operations), rounds)
-    if doubtful := [name for name in operations if ratio(name) > limit and operations[name] not in LINEAR.values()]:
+    # A quick run is not judged.
+    if rounds > QUICK and (
+        doubtful := [name for name in operations if ratio(name) > limit and operations[name] not in LINEAR.values()]
+    ):
         await ask(doubtful, AGAIN * rounds)
     found = []
     for name, (few, many) in taken.items():
@@ -192,7 +197,7 @@ async def measure(dsn: str, few: int, rows: int, rounds: int, limit: float) -> d
             with psycopg.connect(dsn, autocommit=True) as conn:
                 conn.execute("CHECKPOINT")
             found += await compare(OPERATIONS, state, sides, rounds, limit)
-            found += await compare(SERVED, state, sides, max(3, rounds // 4), limit)
+            found += await compare(SERVED, state, sides, max(min(rounds, 3), rounds // 4), limit)
             linear += await compare(LINEAR, state, sides, 3, limit)
             sizes = [each.rss() for each in sides]
             memory.append(
@@ -222,7 +227,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.few, arguments.rows, arguments.rounds = 2_000, 20_000, 3
+        arguments.few, arguments.rows, arguments.rounds = 2_000, 20_000, QUICK
     if not 2_000 <= arguments.few < arguments.rows or arguments.rounds < 1:
         parser.error("--few must be at least 2,000, --rows more than that, --rounds at least 1")
     with Servers(1, settings=SETTINGS) as servers:

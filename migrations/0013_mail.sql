@@ -15,7 +15,8 @@ $$;
 -- name: deliver
 -- As before; a dependency's error may be any text, the end of a child is of no use to a parent that has succeeded.
 CREATE OR REPLACE FUNCTION {schema}.deliver(ids text[], topics text[], keys text[], vals bytea[], errors text[])
-RETURNS SETOF text LANGUAGE plpgsql AS $$
+RETURNS SETOF text LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off
+SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     woken bigint;

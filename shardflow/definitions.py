@@ -77,7 +77,7 @@ class Step(_Definition[P, R]):
         super().__init__(function, name)
         self.retry = retry
         self.timeout = timeout
-        #: Whether one try is nothing but awaiting the function.
+        #: Whether one try is nothing but awaiting the function, see `worker.steps.run_plain`.
         self.plain = self.is_async and timeout is None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -120,6 +120,7 @@ class Transaction(Step[P, R]):
         isolation: str = ISOLATIONS[0],
     ) -> None:
         super().__init__(cast("Callable[P, R]", function), name, retry, timeout)
+        self.plain = False
         self.connected = function
         self.isolation = isolation
 

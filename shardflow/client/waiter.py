@@ -54,7 +54,7 @@ class Habits:
 
 class Awaited:
     """A workflow somebody waits for: `wf` is its key as far as is known, `check` when to ask whether it is there;
-    `name`, whose it is, where the first ask is to teach something; `since`, when it was submitted or first waited for.
+    `name`, whose it is, where the first ask is to teach something; `since`, when it was submitted or awaited first.
     """
 
     __slots__ = ("check", "due", "name", "since", "waiters", "wf")
