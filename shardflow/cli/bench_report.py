@@ -8,10 +8,10 @@ import click
 
 from ..bench.report.make import make
 from .output import emit_json, say
-from .settings import Settings, json_option, pass_settings
+from .settings import Command, Settings, json_option, pass_settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument(
     "results", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RESULTS|FOLDER..."
 )

@@ -59,9 +59,11 @@ class Retention:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Runs until cancelled; returns at once where all is kept for ever."""
+        """Runs until cancelled."""
+        if not self._ages:  # all is kept for ever
+            await asyncio.get_running_loop().create_future()
         try:
-            while self._ages:
+            while True:
                 for name in self._serves():
                     if name not in self._tasks or self._tasks[name].done():
                         self._tasks[name] = asyncio.create_task(self._tend(name), name=f"shardflow retention {name}")

@@ -462,6 +462,11 @@ def acknowledged_before_commit(config: ClusterConfig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(submissions, "submit", hasty)
 
 
+def ready_again(text: str) -> str:
+    again = text.replace("DO NOTHING", "DO UPDATE SET name = excluded.name")
+    return again.replace("SELECT wf, wf, priority", "SELECT nextval('{schema}.key'), wf, priority")
+
+
 LOOKED_UP = replaced(
     "ON CONFLICT (id) DO NOTHING", "WHERE NOT EXISTS (SELECT FROM {schema}.workflow w WHERE w.id = given.id)"
 )
@@ -535,13 +540,7 @@ MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
     ),
     "I1 a submit of a known id makes it ready again": (
         i1_churn,
-        statement(
-            "submit",
-            "insert",
-            lambda text: text.replace("DO NOTHING", "DO UPDATE SET name = excluded.name").replace(
-                "SELECT wf, wf, priority", "SELECT nextval('{schema}.key'), wf, priority"
-            ),
-        ),
+        both(statement("submit", "insert", ready_again), statement("submit", "submit", ready_again)),
     ),
     "I1 the worker leaves suspended ones in its receipts": (i1_worker, no_receipts_settled),
     # I2: the fence

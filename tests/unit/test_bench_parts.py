@@ -91,6 +91,8 @@ def _spec() -> dict[str, object]:
         },
         "concurrency": 5,
         "timed": True,
+        "shards": None,
+        "queues": None,
     }
 
 
