@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from contextvars import Context
 
 from faults.ledger import Ledger
 
@@ -24,26 +25,29 @@ PACED = shardflow.Queue("paced", rate=(100, 1))
 app = shardflow.App("limits")
 ledger: Ledger
 name = ""
-waited: set[asyncio.Future[None]] = set()
+waited: set[asyncio.Task[None]] = set()
 
 
-def say(*words: object) -> None:
-    """A line with the time; nobody waits until it is on disk, since the ledger is not killed."""
-    said = asyncio.ensure_future(ledger.line(*words, name, time.monotonic()))
+def say(*words: object) -> asyncio.Task[None]:
+    """A line with the time; done when it is on disk."""
+    line = ledger.line(*words, name, time.monotonic())
+    # In a context of its own: tasks of a workflow are cancelled when that ends, and the line with them.
+    said = asyncio.get_running_loop().create_task(line, context=Context())
     waited.add(said)
     said.add_done_callback(waited.discard)
+    return said
 
 
 @app.workflow(queue=HELD)
 async def hold(id: str, seconds: float) -> None:
-    say("begin", "held", id)
+    begun = say("begin", "held", id)
     await asyncio.sleep(seconds)
-    say("end", "held", id)
+    await asyncio.wait([begun, say("end", "held", id)])  # so a workflow that has ended is known to the ledger
 
 
 @app.workflow(queue=PACED)
 async def pace(id: str) -> None:
-    say("begin", "paced", id)
+    await asyncio.wait([say("begin", "paced", id)])
 
 
 def begin_at_once() -> None:
@@ -71,6 +75,8 @@ async def serve(config: str, address: str, called: str, *mutants: str) -> None:
     print("connected", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await worker.stop(grace=5)
+    while waited:
+        await asyncio.wait(waited)
 
 
 if __name__ == "__main__":

@@ -24,15 +24,13 @@ TESTS = Path(limits_main.__file__).resolve().parents[1]
 
 @dataclass
 class Told:
-    """What the ledger says: `spans`, of the held queue, from begin to end; `begins`, of the paced one; `whole`, the
-    workflows of which it knows that they were at their ends.
+    """What the ledger says: `spans`, of the held queue, from begin to end; `begins`, of the paced one.
 
     A span that has not ended lasts until its worker is gone, or for ever.
     """
 
     spans: list[tuple[float, float]] = field(default_factory=list)
     begins: list[float] = field(default_factory=list)
-    whole: set[str] = field(default_factory=set)
 
     def most_at_once(self) -> int:
         """The most spans at any moment."""
@@ -73,12 +71,10 @@ def read(lines: Iterator[str]) -> Told:
         at = float(words[-1])
         if kind == "begin" and words[0] == "paced":
             told.begins.append(at)
-            told.whole.add(words[1])
         elif kind == "begin":
             running[words[1], words[2]] = at
         elif kind == "end" and words[0] == "held":
             told.spans.append((running.pop((words[1], words[2])), at))
-            told.whole.add(words[1])
         elif kind == "dead":
             gone[words[0]] = at  # what the worker said before that may stand behind it: it did not wait for an answer
     told.spans += [(begun, gone.get(worker, float("inf"))) for (_, worker), begun in running.items()]
@@ -137,6 +133,12 @@ class Rig:
         process.communicate()
         self.ledger.write("dead", name, time.monotonic())
 
+    def end(self) -> None:
+        """Ends all workers in good order."""
+        for _, process in self.workers:
+            process.communicate(timeout=60)  # which closes their standard input
+            assert process.returncode == 0
+
     def close(self) -> None:
         for _, process in self.workers:
             process.kill()
@@ -170,13 +172,9 @@ async def pass_time(seconds: float) -> float:
 
 
 async def ended(rig: Rig, seconds: float) -> Told:
-    """Waits until nothing is left, and until the ledger has read all that was said of it; answers what that is."""
+    """Waits until nothing is left, and ends the workers, who see to it that all they have said is written; answers
+    what that is."""
     left = "SELECT (SELECT count(*) FROM workflow) - (SELECT count(*) FROM outcome)"
     await until(lambda: total(rig.config, left) == 0, seconds)
-    every = total(rig.config, "SELECT count(*) FROM workflow")
-
-    def told() -> Told:  # a line of which only a part is written yet is none
-        return read(line for line in rig.ledger.lines() if line.endswith("\n"))
-
-    await until(lambda: len(told().whole) == every, seconds)
-    return told()
+    await asyncio.to_thread(rig.end)
+    return read(rig.ledger.lines())
