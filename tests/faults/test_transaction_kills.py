@@ -50,6 +50,8 @@ class Marked(Point):
 WRITTEN = Marked(Way.DOWN, 1, text=b"UPDATE 1")
 #: The server has committed; the answer goes no further.
 COMMITTED = Marked(Way.DOWN, 1, text=b"COMMIT\0")
+#: A delivery's answer: its submits are one statement each, without a COMMIT.
+DELIVERED = Marked(Way.DOWN, 1, text=b"SELECT ")
 #: The fence has been passed, and all has been sent but the COMMIT.
 COMMIT = Marked(Way.UP, 1, kinds="P", text=b"COMMIT\0")
 
@@ -225,7 +227,7 @@ def test_relays_killed(lab: Lab, tmp_path: Path) -> None:
     """Between the outbox row and its delivery, and between the delivery and the row's deletion."""
     with booked(lab, tmp_path, Relayed) as relayed:
         for number in (1, 2, 3):
-            relayed.kill_at(replace(COMMITTED, number=number))
+            relayed.kill_at(replace(DELIVERED, number=number))
         relayed.over(points(relayed, Way.UP, 8), relayed.kill_at)
         assert relayed.hit >= 5
         worker = held_up(relayed)
@@ -244,8 +246,8 @@ def test_relays_killed(lab: Lab, tmp_path: Path) -> None:
 def test_red_where_the_relay_is_careless(lab: Lab, tmp_path: Path, mutant: str) -> None:
     with booked(lab, tmp_path, Relayed, [mutant]) as relayed:
         if mutant == "relay_under_new_ids":
-            for number in range(1, 9):  # some commits are of other things
-                relayed.kill_at(replace(COMMITTED, number=number))
+            for number in range(1, 9):  # some answers are to other questions
+                relayed.kill_at(replace(DELIVERED, number=number))
                 if there(relayed) > relayed.cases * COUNT:
                     return
             pytest.fail("the mutant was not noticed")
