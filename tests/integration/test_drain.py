@@ -170,8 +170,10 @@ async def test_a_workflow_that_ends_while_draining_is_done(shard_config: Cluster
         handle = await client.submit(work)
         await until(lambda: gate.arrived)
         stopping = asyncio.ensure_future(worker.stop(grace=60))
-        later = await client.submit(work)
         await asyncio.sleep(0)
+        (link,) = worker._links.values()
+        await until(lambda: not link._place.claiming)  # no claim is under way any more
+        later = await client.submit(work)
         gate.open()
         await stopping
         assert await handle.result(30) == "done"
