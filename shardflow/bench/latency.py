@@ -29,8 +29,9 @@ from .workload import Load, result_of
 
 #: Seconds of traffic that are not counted: connections, prepared statements, caches.
 WARM_UP = 1.0
-#: Seconds for the workers to come to rest before idling is measured.
-_REST = 3.0
+#: Seconds for the workers to come to rest before idling is measured, and for the counters of the traffic: a session
+#: that idles reports its last second of them after ten seconds only (PGSTAT_IDLE_INTERVAL in Postgres' pgstat.c).
+_REST = 12.0
 #: The queue of the backlog; workflows of it have numbers from here on, and so many are submitted at once.
 _QUEUE, _BEYOND, _BULK = "backlog", 1_000_000_000, 5_000
 #: Seconds between looks whether any of it waits.
