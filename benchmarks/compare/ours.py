@@ -30,7 +30,7 @@ def play_shardflow(databases: Databases, *, workflows: int, steps: int) -> dict[
     shards = tuple(ShardConfig(f"s{number}", dsn) for number, dsn in enumerate(databases.dsns))
     place = Ground(shards, ClusterConfig("bench", shards), databases.servers)
     options = ThroughputOptions(workflows=workflows, steps=steps, payload=PAYLOAD, workers=len(shards))
-    found = throughput._drained(options, place, lambda phase, done, of: None)
+    found = throughput.drained(options, place, lambda phase, done, of: None)
     return {
         "workflows": workflows,
         "seconds": found["seconds"],

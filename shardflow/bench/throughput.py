@@ -78,7 +78,7 @@ def run_throughput(options: ThroughputOptions, progress: Progress = lambda phase
         for number in range(options.runs):
             name = f"run {number + 1} of {options.runs}" if options.runs > 1 else "run"
             # The floor takes turns with the runs, before and after, so that a neighbour's load falls on both.
-            parts = [_floor, _drained, _overlapped] if number % 2 == 0 else [_drained, _floor, _overlapped]
+            parts = [_floor, drained, _overlapped] if number % 2 == 0 else [drained, _floor, _overlapped]
             figures: dict[str, Any] = {}
             for part in parts:
                 figures |= part(options, place, lambda phase, *at, name=name: progress(f"{name}: {phase}", *at))
@@ -125,7 +125,7 @@ def _floor(options: ThroughputOptions, place: Ground, progress: Progress) -> dic
     return figures
 
 
-def _drained(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+def drained(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_drain(options, place, progress))
 

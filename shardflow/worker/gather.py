@@ -107,11 +107,7 @@ class Gathered:
                 self._weigh(extra.event[1])
         self.steps.append(row)
         self.waiting.append((run, future))
-        self.room -= 1
-        if (output := row[4]) is not None:
-            self.bytes += len(output)
-            if self.bytes > MAX_BYTES:
-                self.room = 0
+        self._weigh(row[4])
 
     def add_outcome(self, run: Run, row: OutcomeRow) -> None:
         self.outcomes.append(row)
