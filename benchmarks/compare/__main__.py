@@ -1,10 +1,10 @@
 """shardflow beside DBOS, Absurd, PgQueuer, Procrastinate, awa and the floor: same server, same run, same work.
 
-Workflows of 0, 1 and 3 steps that do nothing, 100 bytes in and out, durable commits, one worker process: all are
-submitted first, then the clock runs from the first start to the last durable end, and the tables are counted. The
-systems take turns, in an order that alternates; each runs as many workflows as it ends in about `--seconds`. Their
-settings are those that `--sweep` found best. What each keeps afterwards is said beside its figure: a queue that
-deletes what is done does less.
+Workflows of 0, 1 and 3 steps that do nothing, 100 bytes in and out, durable commits; shardflow has one worker
+process, a rival as many as it is best with. All are submitted first, then the clock runs from the first start to the
+last durable end, and the tables are counted. The systems take turns, in an order that alternates; each runs as many
+workflows as it ends in about `--seconds`. Their settings are those that `--sweep` found best. What each keeps
+afterwards is said beside its figure: a queue that deletes what is done does less.
 
     python benchmarks/compare                       all of them, medians of five
     python benchmarks/compare --sweep dbos          one rival with other settings, best first
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=_steps, default=STEPS, help="such as 0,1,3 (the default)")
     parser.add_argument("--runs", type=int, default=5, help="whose medians are reported (default 5)")
     parser.add_argument("--seconds", type=float, default=6.0, help="about so long for each measurement (default 6)")
-    parser.add_argument("--shards", type=int, default=1, help="servers, with a worker process of each system on each")
+    parser.add_argument("--shards", type=int, default=1, help="servers, each with its own worker processes")
     parser.add_argument("--sweep", type=_names, metavar="SYSTEMS", help="try these rivals' other settings instead")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="of Postgres"
@@ -109,7 +109,6 @@ def asked(options: argparse.Namespace) -> dict[str, Any]:
     """The options that runs must have in common to be put together."""
     return {
         "payload": ours.PAYLOAD,
-        "workers": options.shards,
         "shards": options.shards,
         "seconds": options.seconds,
         "settings": options.settings,
@@ -127,7 +126,7 @@ def former(options: argparse.Namespace) -> list[dict[str, Any]]:
     return runs
 
 
-def described(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def described(runs: Sequence[dict[str, Any]], shards: int) -> dict[str, Any]:
     """What each system is, with the settings that it ran with."""
     found = {}
     for name, system in SYSTEMS.items():
@@ -138,7 +137,9 @@ def described(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "version": ", ".join(sorted(versions)) or None,
             "keeps": system.keeps,
             "remark": system.remark or None,
-            "settings": {str(steps): settings for steps in system.steps if (settings := system.settings(steps))},
+            "settings": {
+                str(steps): settings for steps in system.steps if (settings := system.settings(steps, shards))
+            },
         }
     return found
 
@@ -155,9 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return {
                 "environment": surroundings,
                 "options": asked(options),
-                "systems": described(runs),
+                "systems": described(runs, options.shards),
                 "figures": report.best_of(runs) if options.sweep else report.figures(runs),
-                "runs": runs,
+                "runs": [report.slim(run) for run in runs] if options.sweep else runs,
             }
 
         def keep() -> None:

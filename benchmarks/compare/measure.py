@@ -5,9 +5,11 @@ What is counted afterwards is counted in the rival's own tables, from outside.
 
 from __future__ import annotations
 
+import mmap
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ground
@@ -23,36 +25,43 @@ _LOOK = 0.005
 def play(
     system: System, python: Path, servers: Servers, *, workflows: int, steps: int, settings: Settings
 ) -> dict[str, Any]:
-    """Figures of one run, with one process of the rival for each server.
+    """Figures of one run, with one process of the rival for each server, or as many as its settings say.
 
     Raises PlayerFailed where a process fails or does not come to an end.
     """
     assert system.script is not None
     patience = 60 + 20 * workflows / system.guess[steps]
-    with ground.fresh(servers) as databases, ExitStack() as stack:
+    processes = settings.get("processes", 1)
+    with ground.fresh(servers) as databases, Tally(workflows) as tally, ExitStack() as stack:
         players = []
-        for shard, dsn in enumerate(databases.dsns):
-            spec = {"dsn": dsn, "workflows": workflows, "steps": steps, "settings": settings}
-            spec |= {"shard": shard, "shards": len(databases.dsns)}
-            players.append(stack.enter_context(Player(python, system.script, spec)))
-        version = {player.hear(_PREPARE_SECONDS)["version"] for player in players}.pop()
+        for process in range(processes):  # the first of each server makes its schema before the others start
+            started = []
+            for shard, dsn in enumerate(databases.dsns):
+                spec = {"dsn": dsn, "workflows": workflows, "steps": steps, "settings": settings, "tally": tally.path}
+                spec |= {"shard": shard, "shards": len(databases.dsns), "process": process, "processes": processes}
+                started.append(stack.enter_context(Player(python, system.script, spec)))
+            version = {player.hear(_PREPARE_SECONDS)["version"] for player in started}.pop()
+            players += started
         empty, wal_start, cpu_start = databases.size(), databases.wal(), databases.cpu()
         began = time.monotonic()
-        submitted = _all(players, "submit", patience)
+        submitted = _all(players[: len(databases.dsns)], "submit", patience)
         submit_seconds = time.monotonic() - began
         wal_submitted, cpu_submitted = databases.wal(), databases.cpu()
         _all(players, "run", patience)
+        _until_run(players, tally, system, patience)
         last = _until_ended(databases, system, workflows)
         cpu_end, wal_end, size = databases.cpu(), databases.wal(), databases.size()
         reports = _all(players, "report", patience)
         finished, steps_found = databases.total(system.finished), workflows * steps
         if system.steps_kept:
             steps_found = databases.total(system.steps_kept)
-    seconds = last - min(report["first"][0] for report in reports)
-    worker = sum(report["now"][1] - report["first"][1] for report in reports)
+    begun = [report for report in reports if report["first"]]
+    seconds = last - min(report["first"][0] for report in begun)
+    worker = sum(report["now"][1] - report["first"][1] for report in begun)
     peaks = [report["rss_mb"] for report in reports if report["rss_mb"] is not None]
     return {
         "version": version,
+        "processes": processes * len(databases.dsns),
         "workflows": workflows,
         "seconds": round(seconds, 3),
         "workflows_per_s": round(workflows / seconds, 1),
@@ -78,6 +87,40 @@ def _all(players: list[Player], order: str, seconds: float) -> list[dict[str, An
     for player in players:
         player.tell(order)
     return [player.hear(seconds) for player in players]
+
+
+class Tally:
+    """A file with a byte for each workflow, which its process sets when the workflow's code has ended: so that who
+    waits for the last one asks nothing of the processes and of the server meanwhile."""
+
+    def __init__(self, workflows: int) -> None:
+        self._file = NamedTemporaryFile(prefix="compare-")  # noqa: SIM115, closed with the block
+        self._file.truncate(workflows)
+        self._bytes = mmap.mmap(self._file.fileno(), workflows)
+        self._missing = 0
+        self.path = self._file.name
+
+    def __enter__(self) -> Tally:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bytes.close()
+        self._file.close()
+
+    def missing(self) -> bool:
+        """Whether some workflow's code has not ended."""
+        self._missing = self._bytes.find(b"\0", self._missing)
+        return self._missing >= 0
+
+
+def _until_run(players: list[Player], tally: Tally, system: System, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while tally.missing():
+        for player in players:
+            player.check()
+        if time.monotonic() > until:
+            raise PlayerFailed(f"{system.name} has not run all of its workflows within {seconds:.0f} s")
+        time.sleep(_LOOK)
 
 
 def _until_ended(databases: ground.Databases, system: System, workflows: int) -> float:

@@ -32,6 +32,7 @@ def play_shardflow(databases: Databases, *, workflows: int, steps: int) -> dict[
     options = ThroughputOptions(workflows=workflows, steps=steps, payload=PAYLOAD, workers=len(shards))
     found = throughput.drained(options, place, lambda phase, done, of: None)
     return {
+        "processes": len(shards),
         "workflows": workflows,
         "seconds": found["seconds"],
         "workflows_per_s": round(workflows / found["seconds"], 1),
@@ -49,6 +50,7 @@ def play_floor(databases: Databases, *, workflows: int, steps: int) -> dict[str,
         raise RuntimeError(f"floor: {found['error']}")
     return {
         "workflows": workflows,
+        "processes": 1,
         "seconds": round(workflows / found["floor_workflows_per_s"], 3),
         "workflows_per_s": round(found["floor_workflows_per_s"], 1),
         "submit_per_s": found.get("submit_per_s"),

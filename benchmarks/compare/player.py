@@ -64,6 +64,12 @@ class Player:
         except BrokenPipeError:
             raise PlayerFailed(f"{self._name} has ended with code {self._process.wait(_END_SECONDS)}") from None
 
+    def check(self) -> None:
+        """Raises PlayerFailed where it has ended, or says that it has failed."""
+        assert self._process.stdout is not None
+        if self._heard or select.select([self._process.stdout.fileno()], [], [], 0)[0]:
+            raise PlayerFailed(f"{self._name} says {self.hear(_END_SECONDS)} unasked")
+
     def hear(self, seconds: float) -> dict[str, Any]:
         """Its next answer. Raises PlayerFailed where there is none within so many seconds, or it is an error."""
         assert self._process.stdout is not None

@@ -75,7 +75,7 @@ class Race:
 
     def _play(self, system: System, steps: int, workflows: int, changed: Settings | None) -> dict[str, Any]:
         if system.script is not None:
-            settings = {**system.settings(steps), **(changed or {})}
+            settings = {**system.settings(steps, self.shards), **(changed or {})}
             return measure.play(
                 system, home.python(), self.servers, workflows=workflows, steps=steps, settings=settings
             )

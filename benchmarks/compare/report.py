@@ -18,6 +18,7 @@ MEASURED = (
     "disk_bytes_per_workflow",
     "worker_max_rss_mb",
 )
+_CPU = ("worker_cpu_us_per_workflow", "postgres_cpu_us_per_workflow")
 OURS = "shardflow"
 Run = dict[str, Any]
 
@@ -38,6 +39,8 @@ def figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _medians(runs: Sequence[Run]) -> dict[str, Any]:
     row: dict[str, Any] = {"runs": len(runs), "verified": all(run["verified"] for run in runs)}
+    if processes := {run["processes"] for run in runs if "processes" in run}:
+        row["processes"] = max(processes)
     for key in MEASURED:
         values = [run[key] for run in runs if run.get(key) is not None]
         if values:
@@ -53,12 +56,13 @@ def _ratio(ours: float, theirs: float) -> float:
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """For people: a line for each system and number of steps."""
-    head = f"{'steps':>5} {'system':<14}{'workflows/s':>12}{'x':>8}{'submits/s':>11}{'worker µs':>11}"
-    lines = [head + f"{'Postgres µs':>12}{'WAL B':>8}{'disk B':>8}  keeps"]
+    head = f"{'steps':>5} {'system':<14}{'processes':>10}{'workflows/s':>12}{'x':>8}{'submits/s':>11}"
+    lines = [head + f"{'worker µs':>11}{'Postgres µs':>12}{'WAL B':>8}{'disk B':>8}  keeps"]
     for row in found:
         times = row.get("shardflow_times_as_fast")
         lines.append(
-            f"{row['steps']:>5} {row['system']:<14}{_number(row['workflows_per_s']):>12}"
+            f"{row['steps']:>5} {row['system']:<14}{_number(row.get('processes')):>10}"
+            f"{_number(row['workflows_per_s']):>12}"
             f"{'' if times is None else f'{times:g}':>8}{_number(row.get('submit_per_s')):>11}"
             f"{_number(row.get('worker_cpu_us_per_workflow')):>11}{_number(row.get('postgres_cpu_us_per_workflow')):>12}"
             f"{_number(row.get('wal_bytes_per_workflow')):>8}{_number(row.get('disk_bytes_per_workflow')):>8}"
@@ -69,6 +73,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
+
+
+def slim(run: Run) -> Run:
+    """A run of a sweep, of which there are many: only what tells the variants apart."""
+    kept = ("run", "system", "steps", "variant", "error", "workflows", "workflows_per_s", "verified")
+    return {key: run[key] for key in (*kept, *_CPU) if key in run}
 
 
 def best_of(runs: Sequence[Run]) -> list[dict[str, Any]]:

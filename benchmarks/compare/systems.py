@@ -32,9 +32,12 @@ class System:
     remark: str = ""
     shards: bool = False
 
-    def settings(self, steps: int) -> Settings:
-        """The best ones at so many steps."""
-        return {**self.best, **self.by_steps.get(steps, {})}
+    def settings(self, steps: int, shards: int = 1) -> Settings:
+        """The best ones at so many steps. With several servers each has its part of the processes."""
+        best = {**self.best, **self.by_steps.get(steps, {})}
+        if "processes" in best:
+            best["processes"] = max(1, best["processes"] // shards)
+        return best
 
 
 DBOS = System(
@@ -44,40 +47,42 @@ DBOS = System(
     keeps="every workflow with input and result, every step with its result",
     guess={0: 600, 1: 300, 3: 100},
     best={
+        "processes": 3,
         "style": "sync",
         "direct": 0,
         "loop": "asyncio",
         "worker_concurrency": 100,
-        "polling_interval": 0.005,
-        "pool": 20,
-        "threads": 16,
+        "polling_interval": 0.02,
+        "pool": 3,
+        "threads": 4,
         "pre_ping": False,
         "listen_notify": True,
+        "switch_interval": None,
     },
+    by_steps={0: {"processes": 2}},
     knobs=(
-        {"style": "async"},
-        {"style": "async", "loop": "uvloop"},
-        {"direct": 1},
-        {"direct": 4},
-        {"direct": 16},
-        {"direct": 16, "style": "async"},
-        {"worker_concurrency": 20},
-        {"worker_concurrency": 300},
-        {"worker_concurrency": None},
-        {"polling_interval": 0.02},
-        {"polling_interval": 0.1},
-        {"pool": 5},
-        {"pool": 50},
-        {"threads": 4},
+        {"processes": 1},
+        {"processes": 1, "threads": 16, "pool": 20, "polling_interval": 0.005},
+        {"processes": 2},
+        {"processes": 4},
+        {"threads": 2, "pool": 2},
         {"threads": 8},
-        {"threads": 32},
-        {"threads": None},
+        {"threads": 16, "pool": 20},
+        {"polling_interval": 0.2},
+        {"worker_concurrency": 300},
+        {"style": "async"},
+        {"direct": 2},
         {"pre_ping": True},
         {"listen_notify": False},
+        {"switch_interval": 0.05},
     ),
     left="SELECT count(*) FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING', 'DELAYED')",
     finished="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
     steps_kept="SELECT count(*) FROM dbos.operation_outputs",
+    remark="bound by Python: each step takes two transactions and compiles its INSERT anew, under the interpreter's"
+    " lock. So several processes, each with few threads and a small pool. Tried: one to four processes, 2 to 16"
+    " threads, pools of 2 to 20, polls of 5 to 200 ms, 100 and 300 at once, async, direct calls, no LISTEN, pings,"
+    " the lock's switch interval",
     shards=True,
 )
 ABSURD = System(
@@ -86,24 +91,25 @@ ABSURD = System(
     steps=(0, 1, 3),
     keeps="every task and run with input and result, every step with its result",
     guess={0: 1_700, 1: 950, 3: 430},
-    best={"style": "async", "workers": 16, "concurrency": 1, "batch": 50, "poll_interval": 0.05},
+    best={"processes": 1, "style": "async", "workers": 16, "concurrency": 1, "batch": 20, "poll_interval": 0.05},
     knobs=(
-        {"workers": 1, "concurrency": 50},
-        {"workers": 4},
+        {"processes": 2},
+        {"processes": 2, "workers": 8},
         {"workers": 8},
         {"workers": 32},
-        {"style": "sync", "workers": 1},
-        {"style": "sync", "workers": 4},
+        {"workers": 1, "concurrency": 50},
         {"style": "sync", "workers": 8},
-        {"style": "sync"},
-        {"style": "sync", "workers": 1, "concurrency": 8},
+        {"processes": 2, "style": "sync", "workers": 4},
         {"batch": 1},
-        {"batch": 20},
+        {"batch": 50},
         {"batch": 100},
     ),
+    by_steps={0: {"processes": 2, "style": "sync", "workers": 4}},
     left="SELECT count(*) FROM absurd.t_bench WHERE state <> 'completed'",
     finished="SELECT count(*) FROM absurd.t_bench WHERE state = 'completed' AND completed_payload IS NOT NULL",
     steps_kept="SELECT count(*) FROM absurd.c_bench",
+    remark="bound by Postgres, in its stored procedures: three quarters of the CPU. A second process gains with steps"
+    " nothing. Tried: one and two processes, 1 to 32 workers, sync and async, claims of 1 to 100",
 )
 PGQUEUER = System(
     name="pgqueuer",
@@ -111,23 +117,30 @@ PGQUEUER = System(
     steps=(0,),
     keeps="a line of its log for each change of a job's status; neither input nor result",
     guess={0: 12_000},
-    best={"driver": "asyncpg", "loop": "uvloop", "batch": 1_000, "managers": 1, "max_concurrent": None},
+    best={
+        "processes": 2,
+        "driver": "asyncpg",
+        "loop": "uvloop",
+        "batch": 2_000,
+        "managers": 1,
+        "max_concurrent": None,
+    },
     knobs=(
+        {"processes": 1},
+        {"processes": 1, "managers": 2},
+        {"processes": 3},
         {"driver": "psycopg"},
         {"loop": "asyncio"},
-        {"batch": 10},
         {"batch": 100},
         {"batch": 500},
-        {"batch": 2_000},
+        {"batch": 1_000},
         {"managers": 2},
-        {"managers": 3},
-        {"managers": 4},
-        {"managers": 6},
         {"max_concurrent": 2_000},
     ),
     left="SELECT count(*) FROM pgqueuer",
     finished="SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'",
-    remark="a job queue: no steps",
+    remark="a job queue: no steps. Tried: one to three processes, one and two managers in each, batches of 100"
+    " to 2,000",
 )
 PROCRASTINATE = System(
     name="procrastinate",
@@ -136,31 +149,32 @@ PROCRASTINATE = System(
     keeps="every job with its input and each of its events; no result",
     guess={0: 600},
     best={
+        "processes": 1,
         "style": "async",
-        "loop": "uvloop",
+        "loop": "asyncio",
         "workers": 8,
-        "concurrency": 5,
+        "concurrency": 20,
         "pool": 10,
         "autocommit": True,
         "own_pool": True,
     },
     knobs=(
+        {"processes": 2},
+        {"processes": 2, "workers": 4, "pool": 5},
         {"style": "sync"},
-        {"loop": "asyncio"},
+        {"loop": "uvloop"},
         {"workers": 1},
         {"workers": 4},
         {"workers": 16, "pool": 20},
         {"concurrency": 2},
-        {"concurrency": 20},
-        {"concurrency": 100},
-        {"pool": 5},
+        {"concurrency": 5},
         {"pool": 20},
         {"autocommit": False},
         {"own_pool": False},
     ),
     left="SELECT count(*) FROM procrastinate_jobs WHERE status <> 'succeeded'",
     finished="SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'",
-    remark="a job queue: no steps",
+    remark="a job queue: no steps. Tried: one and two processes, 1 to 16 workers, 2 to 20 at once",
 )
 AWA = System(
     name="awa",
@@ -169,7 +183,8 @@ AWA = System(
     keeps="nothing for long: its segments are truncated within seconds",
     guess={0: 6_000},
     best={
-        "loop": "asyncio",
+        "processes": 1,
+        "loop": "uvloop",
         "connections": 20,
         "max_workers": 1_024,
         "claim_batch": 128,
@@ -182,26 +197,25 @@ AWA = System(
         "completion_shards": 1,
     },
     knobs=(
-        {"loop": "uvloop"},
+        {"processes": 2},
+        {"loop": "asyncio"},
         {"max_workers": 256},
         {"max_workers": 4_096},
         {"claim_batch": 64},
         {"claim_batch": 512},
-        {"claim_batch": 2_048},
         {"claimers": 2},
         {"partitions": 1},
-        {"partitions": 1, "claim_batch": 512, "completion_shards": None},
         {"partitions": 8},
         {"stripes": 2},
         {"poll_ms": 20},
         {"completion_batch": 2_048},
-        {"completion_shards": 2},
         {"completion_shards": 4},
     ),
     finished="SELECT coalesce((SELECT sum(completed_count) FROM awa.receipt_completion_batches), 0)"
     " + coalesce((SELECT sum(pruned_completed_count) FROM awa.queue_terminal_rollups), 0)"
     " + (SELECT count(*) FROM awa.done_entries WHERE state = 'completed')",
-    remark="a job queue with an engine in Rust: no steps",
+    remark="a job queue with an engine in Rust: no steps. Tried: one and two processes, claims of 64 to 512, more"
+    " claimers, partitions, stripes and completion shards",
 )
 FLOOR = System(
     name="floor",

@@ -20,9 +20,9 @@ from ..storage.submissions import Outcome, keys, outcomes
 log = logging.getLogger("shardflow.client")
 
 #: Seconds between two asks for one workflow: the least, the most, and the share of its age.
-LEAST = 0.001
+LEAST = 0.0004
 MOST = 0.5
-SHARE = 0.15
+SHARE = 0.08
 #: Seconds from the submission to the first ask: as long as nothing is known, and at the most; and how it changes when
 #: the first ask found the end, or did not, so that somewhat more than a third of the first asks do.
 FIRST, FIRST_MOST = 0.004, 0.05

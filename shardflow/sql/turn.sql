@@ -102,13 +102,20 @@ UPDATE {schema}.watcher SET late = false WHERE ctid = ANY(ARRAY(
 
 -- name: adopt
 -- Takes over what the holders of leases that are gone, or clients, have left in the outbox, some of it, and answers it.
--- The leases are found by one look at the index each, however much lies there.
+-- The leases are found by one look at the index each, however much lies there, and between those that are there, so that
+-- what these had to deliver, and cannot be removed for a long transaction elsewhere, is not stepped over.
 -- Parameters: lease, limit for each lease that is gone, bytes after which no further one is taken.
-WITH RECURSIVE there (lease) AS (
-    (SELECT lease FROM {schema}.outbox ORDER BY lease LIMIT 1)
+WITH RECURSIVE gap AS (
+    SELECT l.lease AS before, lead(l.lease, 1, 9223372036854775807) OVER (ORDER BY l.lease) AS behind
+    FROM (SELECT lease FROM {schema}.lease UNION ALL SELECT -1) l
+), there (lease, behind) AS (
+    SELECT first.lease, gap.behind FROM gap, LATERAL (
+        SELECT o.lease FROM {schema}.outbox o WHERE o.lease > gap.before AND o.lease < gap.behind ORDER BY o.lease LIMIT 1
+    ) first
     UNION ALL
-    SELECT (SELECT o.lease FROM {schema}.outbox o WHERE o.lease > there.lease ORDER BY o.lease LIMIT 1)
-    FROM there WHERE there.lease IS NOT NULL
+    SELECT next.lease, there.behind FROM there, LATERAL (
+        SELECT o.lease FROM {schema}.outbox o WHERE o.lease > there.lease AND o.lease < there.behind ORDER BY o.lease LIMIT 1
+    ) next
 )
 UPDATE {schema}.outbox SET lease = %s WHERE ctid = ANY(ARRAY(
     SELECT page.place FROM (
@@ -212,11 +219,13 @@ FROM gone, LATERAL (
 ORDER BY gone.queue, gone.priority, gone.seq
 
 -- name: wake
--- Makes suspended workflows ready whose time has come, at most so many; answers how many, in how many seconds the next one's
--- time comes, and the first places in the lanes that they came to: lanes, priorities, seqs. Parameters: limit.
+-- Makes suspended workflows ready whose time has come since `from` (NULL: ever), at most so many; answers how many, up to when,
+-- in how many seconds the next one's time comes, the first places in the lanes that they came to, lanes, priorities, seqs, and
+-- the seconds that all this took. Parameters: from, limit.
 WITH due AS (
     DELETE FROM {schema}.wait WHERE wf = ANY(ARRAY(
-        SELECT wf FROM {schema}.wait WHERE wake_at <= now() ORDER BY wake_at LIMIT %s FOR UPDATE SKIP LOCKED
+        SELECT wf FROM {schema}.wait WHERE wake_at >= coalesce(%s::timestamptz, '-infinity') AND wake_at <= now()
+        ORDER BY wake_at LIMIT %s FOR UPDATE SKIP LOCKED
     ))
     RETURNING wf, attempt
 ), woken AS (
@@ -227,9 +236,14 @@ WITH due AS (
 ), first AS (
     SELECT DISTINCT ON (queue) queue, priority, seq FROM woken ORDER BY queue, priority, seq
 )
-SELECT (SELECT count(*) FROM due), date_part('epoch', (
+SELECT (SELECT count(*) FROM due), now(), date_part('epoch', (
     SELECT wake_at FROM {schema}.wait WHERE wake_at > now() ORDER BY wake_at LIMIT 1
-) - now()), array_agg(queue), array_agg(priority), array_agg(seq) FROM first
+) - now()), array_agg(queue), array_agg(priority), array_agg(seq), date_part('epoch', clock_timestamp() - statement_timestamp())
+FROM first
+
+-- name: clock
+-- What the server's clock shows, in seconds.
+SELECT date_part('epoch', clock_timestamp())
 
 -- name: hang_bell
 -- Says that this session's worker is about to sleep; the lock ends with the session at the latest.

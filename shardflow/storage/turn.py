@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
@@ -16,6 +17,7 @@ from ..core.quota import State
 from ..errors import ShardflowError, ShardUnavailable
 from . import post
 from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Names, Texts
+from .pipeline import Pipeline
 from .post import MailWanted, Message, Told
 from .shard import Conn, Shard, Statements
 
@@ -88,10 +90,11 @@ class Turn:
     """All that one turn does.
 
     `tried` are steps whose failed tries are to be forgotten, `received` messages to take, both as (workflow, number);
-    `relayed`, entries of the outbox that were delivered; `wake`, how many due workflows may be woken; `mail`,
-    messages to ask for; `begun`, receipts of which all has begun, and how many seconds ago; `frees`, whether others
-    may claim under a limit what this turn gives up; `adopt`, whether to take over what nobody delivers; `outbox`, the
-    entry behind which the lease's own outbox is to be read; `bell`, whether to hang or take it.
+    `relayed`, entries of the outbox that were delivered; `wake`, how many workflows may be woken, those that
+    became due `since`; `mail`, messages to ask for; `begun`, receipts of which all has begun, and how many seconds
+    ago; `frees`, whether others may claim under a limit what this turn gives up; `adopt`, whether to take over what
+    nobody delivers; `outbox`, the entry behind which the lease's own outbox is to be read; `bell`, whether to hang or
+    take it.
     `heard` are workflows that succeed and have read messages; `severed`, workflows whose ends cancel their children,
     `orphans`, children whose start is not recorded; `anew`, workflows that begin anew with a checkpoint of this turn;
     `suspects`, a claim from the lanes of those; `heed`, whether to ask for what is to be cancelled.
@@ -114,6 +117,7 @@ class Turn:
     kept: Receipt | None = None
     claim: ClaimWanted | None = None
     wake: int = 0
+    since: datetime | None = None
     mail: MailWanted | None = None
     begun: Sequence[tuple[int, float]] = ()
     frees: bool = False
@@ -129,9 +133,10 @@ class Turn:
 @dataclass(slots=True)
 class Answer:
     """What a turn answers: what was claimed; what is to be delivered from now on; a page of the outbox; messages;
-    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, the lanes
-    with the first places (priority, seq) that they came to, and the seconds until the next one is due; how it stands
-    with the limits of what was claimed from; which queues have limits, where that was asked."""
+    workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, of
+    those that became due up to when, the lanes with the first places (priority, seq) that they came to, the seconds
+    until the next one is due, and those that waking took, and looking for what nobody attends to; how it stands with
+    the limits of what was claimed from; which queues have limits, where that was asked."""
 
     claimed: Sequence[Claimed] = ()
     told: Sequence[Told] = ()
@@ -140,6 +145,9 @@ class Answer:
     cancelled: Sequence[tuple[int, str | None]] | None = None
     suspects: Sequence[Claimed] = ()
     woken: int = 0
+    woken_to: datetime | None = None
+    wake_took: float = 0.0
+    chores_took: float = 0.0
     woken_at: Sequence[tuple[str, int, int]] = ()
     next_due: float | None = None
     limits: Sequence[State] = ()
@@ -174,7 +182,8 @@ async def commit(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answer:
 
 async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answer:
     sql = shard.statements("turn")
-    execute = conn.execute
+    pipe = Pipeline(conn, prepare=not shard.config.pooler)
+    execute = pipe.add
     claimed: Any = None
     told: Any = None
     woken: Any = None
@@ -186,136 +195,142 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
     limited: Any = None
     suspects: Any = None
     severed: Any = None
-    async with conn.pipeline():
-        await execute(BEGIN)
-        await execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
-        if turn.light:
-            await execute(sql["lightly"])
-        if turn.bell is not None:
-            await execute(sql["hang_bell" if turn.bell else "take_bell"])
-        if turn.steps:
-            wfs, seqs, attempts, names, outputs, errors = zip(*turn.steps, strict=True)
-            keys = (Int8s(wfs), Int8s(seqs), Int2s(attempts))
-            await execute(sql["steps"], (*keys, Names(names), Byteas(outputs), Texts(errors)))
-        if turn.retries or turn.tried or turn.received or turn.events:
-            await _side_effects(conn, sql, turn)
-        if turn.outcomes:
-            wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
-            ends = (Int8s(wfs), Names(statuses), Byteas(outputs), Texts(errors), fence.lease)
-            told = await execute(sql["outcomes"], ends, binary=True)
-        if turn.heard:
-            await execute(sql["over"], (Int8s(turn.heard),))
-        if turn.severed:
-            parameters: Any = (Int8s(turn.severed), Texts(turn.orphans), fence.lease)
-            severed = await execute(sql["cancel_children"], parameters, binary=True)
-        if turn.anew:
-            await execute(sql["begin_anew"], (Int8s(turn.anew),))
-        if turn.waits:
-            wfs, delays, attempts, reasons, seens, topics, missings = zip(*turn.waits, strict=True)
-            given = (Float8s(delays), Int2s(attempts), Texts(reasons), Int8s(seens), Texts(topics))
-            await execute(sql["suspend"], (*given, Int4s(missings), Int8s(wfs)))
-        if turn.dropped:
-            await execute(sql["drop_claims"], (fence.lease, Int8s(turn.dropped)))
-        if (k := turn.kept) and k.wfs:
-            await execute(sql["keep_claim"], (fence.lease, k.batch, Int8s(k.wfs), Int2s(k.attempts)))
-        if turn.relayed:
-            await execute(sql["relayed"], (Int8s(turn.relayed), fence.lease))
-        if turn.begun:
-            batches, agos = zip(*turn.begun, strict=True)
-            await execute(shard.statements("limits")["have_begun"], (fence.lease, Int8s(batches), Float8s(agos)))
-        if turn.wake:
-            woken = await execute(sql["wake"], (turn.wake,))
-        if c := turn.claim:
-            marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
-            if c.limited:
-                limits, lanes = shard.statements("limits"), (Texts(c.queues), *marks)
-                parameters = (*lanes, c.most, fence.lease, c.batch)
-                claimed = await execute(limits["claim"], parameters, binary=True)
-                states = await execute(limits["states"], lanes, binary=True)
+    before: Any = None
+    after: Any = None
+    execute(BEGIN)
+    execute(sql["fence"], (fence.lease, fence.epoch, fence.generation))
+    if turn.light:
+        execute(sql["lightly"])
+    if turn.bell is not None:
+        execute(sql["hang_bell" if turn.bell else "take_bell"])
+    if turn.steps:
+        wfs, seqs, attempts, names, outputs, errors = zip(*turn.steps, strict=True)
+        keys = (Int8s(wfs), Int8s(seqs), Int2s(attempts))
+        execute(sql["steps"], (*keys, Names(names), Byteas(outputs), Texts(errors)))
+    if turn.retries or turn.tried or turn.received or turn.events:
+        _side_effects(pipe, sql, turn)
+    if turn.outcomes:
+        wfs, statuses, outputs, errors = zip(*turn.outcomes, strict=True)
+        ends = (Int8s(wfs), Names(statuses), Byteas(outputs), Texts(errors), fence.lease)
+        told = execute(sql["outcomes"], ends, binary=True)
+    if turn.heard:
+        execute(sql["over"], (Int8s(turn.heard),))
+    if turn.severed:
+        parameters: Any = (Int8s(turn.severed), Texts(turn.orphans), fence.lease)
+        severed = execute(sql["cancel_children"], parameters, binary=True)
+    if turn.anew:
+        execute(sql["begin_anew"], (Int8s(turn.anew),))
+    if turn.waits:
+        wfs, delays, attempts, reasons, seens, topics, missings = zip(*turn.waits, strict=True)
+        given = (Float8s(delays), Int2s(attempts), Texts(reasons), Int8s(seens), Texts(topics))
+        execute(sql["suspend"], (*given, Int4s(missings), Int8s(wfs)))
+    if turn.dropped:
+        execute(sql["drop_claims"], (fence.lease, Int8s(turn.dropped)))
+    if (k := turn.kept) and k.wfs:
+        execute(sql["keep_claim"], (fence.lease, k.batch, Int8s(k.wfs), Int2s(k.attempts)))
+    if turn.relayed:
+        execute(sql["relayed"], (Int8s(turn.relayed), fence.lease))
+    if turn.begun:
+        batches, agos = zip(*turn.begun, strict=True)
+        execute(shard.statements("limits")["have_begun"], (fence.lease, Int8s(batches), Float8s(agos)))
+    if turn.wake:
+        woken = execute(sql["wake"], (turn.since, turn.wake))
+    if c := turn.claim:
+        marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
+        if c.limited:
+            limits, lanes = shard.statements("limits"), (Texts(c.queues), *marks)
+            parameters = (*lanes, c.most, fence.lease, c.batch)
+            claimed = execute(limits["claim"], parameters, binary=True)
+            states = execute(limits["states"], lanes, binary=True)
+        else:
+            parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
+            claimed = execute(sql["claim"], parameters, binary=True)
+        if s := turn.suspects:
+            marks = (Int2s([m[0] for m in s.marks]), Int8s([m[1] for m in s.marks]))
+            if s.limited:
+                parameters = (Texts(s.queues), *marks, s.most, fence.lease, s.batch)
+                suspects = execute(shard.statements("limits")["claim"], parameters, binary=True)
             else:
-                parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
-                claimed = await execute(sql["claim"], parameters, binary=True)
-            if s := turn.suspects:
-                marks = (Int2s([m[0] for m in s.marks]), Int8s([m[1] for m in s.marks]))
-                if s.limited:
-                    parameters = (Texts(s.queues), *marks, s.most, fence.lease, s.batch)
-                    suspects = await execute(shard.statements("limits")["claim"], parameters, binary=True)
-                else:
-                    parameters = (Texts(s.queues), *marks, s.most, s.most, fence.lease, s.batch)
-                    suspects = await execute(sql["claim"], parameters, binary=True)
-        if turn.frees and not turn.claim:
-            await execute(shard.statements("submit")["ring"])
-        if turn.heed:
-            cancelled = await execute(sql["cancelled"])
-        if turn.adopt:
-            await execute(sql["overdue"])
-            await execute(sql["in_time"])
-            await execute(sql["sweep"])
-            await execute(shard.statements("limits")["settle"])
-            limited = await execute(shard.statements("limits")["limited"])
-            adopted = await execute(sql["adopt"], (fence.lease, post.PAGE, post.PAGE_BYTES), binary=True)
-        if turn.outbox is not None:
-            page = await execute(sql["outbox"], (fence.lease, turn.outbox, post.PAGE, post.PAGE_BYTES), binary=True)
-        if turn.mail:
-            mail = await execute(sql["mail"], post.mail_parameters(turn.mail), binary=True)
-        if turn.rehearsal:
-            await execute(b"SET CONSTRAINTS ALL IMMEDIATE")
-        ended = await execute(b"ROLLBACK" if turn.rehearsal else b"COMMIT")
-    if ended.statusmessage != "COMMIT" and not turn.rehearsal:
+                parameters = (Texts(s.queues), *marks, s.most, s.most, fence.lease, s.batch)
+                suspects = execute(sql["claim"], parameters, binary=True)
+    if turn.frees and not turn.claim:
+        execute(shard.statements("submit")["ring"])
+    if turn.heed:
+        cancelled = execute(sql["cancelled"])
+    if turn.adopt:
+        before = execute(sql["clock"])
+        execute(sql["overdue"])
+        execute(sql["in_time"])
+        execute(sql["sweep"])
+        execute(shard.statements("limits")["settle"])
+        limited = execute(shard.statements("limits")["limited"])
+        adopted = execute(sql["adopt"], (fence.lease, post.PAGE, post.PAGE_BYTES), binary=True)
+        after = execute(sql["clock"])
+    if turn.outbox is not None:
+        page = execute(sql["outbox"], (fence.lease, turn.outbox, post.PAGE, post.PAGE_BYTES), binary=True)
+    if turn.mail:
+        mail = execute(sql["mail"], post.mail_parameters(turn.mail), binary=True)
+    if turn.rehearsal:
+        execute(b"SET CONSTRAINTS ALL IMMEDIATE")
+    ended = execute(b"ROLLBACK" if turn.rehearsal else b"COMMIT")
+    await pipe.run()
+    if ended.tag != b"COMMIT" and not turn.rehearsal:
         # A failed transaction answers COMMIT with ROLLBACK and no error.
         raise ShardUnavailable(
             f"shard {shard.name!r}: the server rolled back instead of committing", shard=shard.name
         )
     answer = Answer()
     if claimed is not None:
-        answer.claimed = list(map(Claimed._make, await claimed.fetchall()))
+        answer.claimed = claimed.rows(Claimed._make)
     if states is not None:
-        answer.limits = list(map(State._make, await states.fetchall()))
+        answer.limits = states.rows(State._make)
     if limited is not None:
-        answer.limited = frozenset(row[0] for row in await limited.fetchall())
+        answer.limited = frozenset(row[0] for row in limited.rows(tuple))
     if told is not None:
-        answer.told = list(map(Told._make, await told.fetchall()))
+        answer.told = told.rows(Told._make)
     if adopted is not None:
-        answer.told = [*answer.told, *map(Told._make, await adopted.fetchall())]
+        answer.told = [*answer.told, *adopted.rows(Told._make)]
     if page is not None:
-        answer.page = list(map(Told._make, await page.fetchall()))
+        answer.page = page.rows(Told._make)
     if cancelled is not None:
-        answer.cancelled = await cancelled.fetchall()
+        answer.cancelled = cancelled.rows(tuple)
     if suspects is not None:
-        answer.suspects = list(map(Claimed._make, await suspects.fetchall()))
+        answer.suspects = suspects.rows(Claimed._make)
     if severed is not None:
-        answer.told = [*answer.told, *map(Told._make, await severed.fetchall())]
+        answer.told = [*answer.told, *severed.rows(Told._make)]
     if mail is not None:
-        answer.mail = list(map(Message._make, await mail.fetchall()))
+        answer.mail = mail.rows(Message._make)
     if woken is not None:
-        answer.woken, answer.next_due, *first = await woken.fetchone()
+        answer.woken, answer.woken_to, answer.next_due, *first, answer.wake_took = woken.one()
         if answer.woken:
             answer.woken_at = list(zip(*first, strict=True))
+    if before is not None:
+        answer.chores_took = after.one()[0] - before.one()[0]
     return answer
 
 
-async def _side_effects(conn: Conn, sql: Statements, turn: Turn) -> None:
+def _side_effects(pipe: Pipeline, sql: Statements, turn: Turn) -> None:
     """What goes along with checkpoints."""
     if turn.retries:
         wfs, seqs, attempts, names, errors, delays = zip(*turn.retries, strict=True)
         failed = (Int8s(wfs), Int8s(seqs), Int2s(attempts), Texts(names), Texts(errors), Float8s(delays))
-        await conn.execute(sql["retries"], failed)
+        pipe.add(sql["retries"], failed)
     if turn.tried:
         wfs, seqs = zip(*turn.tried, strict=True)
-        await conn.execute(sql["tried"], (Int8s(wfs), Int8s(seqs)))
+        pipe.add(sql["tried"], (Int8s(wfs), Int8s(seqs)))
     if turn.received:
         wfs, seqs = zip(*turn.received, strict=True)
-        await conn.execute(sql["receive"], (Int8s(wfs), Int8s(seqs)))
+        pipe.add(sql["receive"], (Int8s(wfs), Int8s(seqs)))
     if turn.events:
         wfs, names, values = zip(*turn.events, strict=True)
-        await conn.execute(sql["events"], (Int8s(wfs), Texts(names), Byteas(values)))
+        pipe.add(sql["events"], (Int8s(wfs), Texts(names), Byteas(values)))
 
 
 async def roll_back(conn: Conn) -> None:
     """Makes the connection usable again where it still lives."""
     try:
         if conn.info.transaction_status != pq.TransactionStatus.IDLE:
-            await conn.rollback()  # which also forgets prepared statements that the failed pipeline never made
+            await conn.rollback()  # which also forgets prepared statements that a failed pipeline never made
     except psycopg.Error:
         await conn.close()
 

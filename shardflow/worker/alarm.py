@@ -1,13 +1,37 @@
-"""When a commit loop is to look for suspended workflows whose time has come."""
+"""When a commit loop is to look for suspended workflows whose time has come, and for what nobody attends to.
+
+A long transaction elsewhere keeps deleted rows in the way of such looks. So a look begins where the last one ended, one
+from the start is repeated the more seldom the longer it takes, and so are the chores.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+from datetime import datetime
 
 #: Seconds between looks while busy: others may have suspended something that is due soon.
 EVERY = 0.5
 #: Seconds until the next one's time where none is known.
 FAR = 3600.0
+#: How many times as long as it took must lie between two.
+COST_FACTOR = 50.0
+
+
+class Pace:
+    """How often something is done: every half second, and never for more than a fiftieth of the time."""
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+        self._took = 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether it is time; `now` in seconds of any steady clock."""
+        return now - self._at >= max(EVERY, COST_FACTOR * self._took)
+
+    def done(self, now: float, took: float) -> None:
+        """It was done and took so many seconds."""
+        self._at, self._took = now, took
 
 
 class Alarm:
@@ -21,21 +45,44 @@ class Alarm:
         self._looked_at = 0.0
         self._due_at = 0.0
         self._wanted = True
+        self._found = False
+        self._mark: datetime | None = None
+        self._whole = Pace()
+        self._chores = Pace()
 
     def due_in(self, seconds: float | None) -> None:
         """A workflow is suspended now, for so many seconds, or without a time."""
         if seconds is not None:
             self._due_at = min(self._due_at, self._loop.time() + max(0.0, seconds))
 
-    def next_is(self, seconds: float | None, *, more: bool) -> None:
-        """The shard says when the next one's time comes, and whether there may be more to do at once."""
+    def since(self, now: float) -> datetime | None:
+        """From which time of the server's clock on to look, None: from the start. What this worker suspended is never
+        before it; what others did may be, and waits for a look from the start unless they attend to it."""
+        return None if self._whole.due(now) else self._mark
+
+    def looked(
+        self, since: datetime | None, upto: datetime, seconds: float | None, *, more: bool, took: float
+    ) -> None:
+        """A look from `since` on has woken all, or as many as it may where there is `more`, up to a time of the server's
+        clock; it took so many seconds, and says when the next one's time comes."""
         self._due_at = self._loop.time() + (FAR if seconds is None else max(0.0, seconds))
         self._wanted = more
+        if not more:
+            self._mark = upto
+            if since is None:
+                self._whole.done(self._loop.time(), took)
 
     def hint(self, seconds: float | None, *, more: bool) -> None:
-        """The same, from somebody who looked a moment ago: what has become known since is not forgotten."""
+        """Somebody who looked a moment ago says so: what has become known since is not forgotten."""
         self.due_in(seconds)
         self._wanted = self._wanted or more
+        self._found = self._found or more
+
+    def look_from_the_start(self) -> None:
+        """The next look begins anew: the connection is new, and perhaps the server, with another clock."""
+        self._mark = None
+        self._whole = Pace()
+        self._wanted = True
 
     def patience(self, now: float) -> float:
         """Seconds to sleep until the next one's time."""
@@ -56,3 +103,12 @@ class Alarm:
         self._wanted = False
         self._looked_at = now
         return True
+
+    def chores(self, now: float) -> bool:
+        """Whether that turn is to look for what nobody attends to."""
+        return self._found or self._chores.due(now)
+
+    def chores_done(self, took: float) -> None:
+        """A turn has, which took so many seconds for it."""
+        self._found = False
+        self._chores.done(self._loop.time(), took)

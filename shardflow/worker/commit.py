@@ -92,8 +92,8 @@ class CommitLoop:
         self.control = Control(self, self._pending.open, lanes)
         self._awake = asyncio.Event()
         self._begin = begin
-        self._alarm = Alarm(self.loop)
-        self.rest = Rest(self, self._awake, self._alarm, lanes, patience)
+        self.alarm = Alarm(self.loop)
+        self.rest = Rest(self, self._awake, self.alarm, lanes, patience)
         self._clock = (0.0, 0.0)
 
     # -- what runs call
@@ -157,7 +157,7 @@ class CommitLoop:
         self._forget(run)
         self._place.freed()
         row = self.control.limited(run, row)
-        self._alarm.due_in(row[1])
+        self.alarm.due_in(row[1])
         self._pending.open().add_wait(row)
         self._awake.set()
 
@@ -284,8 +284,9 @@ class CommitLoop:
                 turn.bell = self.claims.bell()
             # With all places taken as well: what lies in the outbox must not wait until one of them is free.
             looks = turn.claim is not None or self._place.taken_up
-            if looks and self._alarm.rings(now):
-                turn.wake, turn.adopt = WAKE, True
+            if looks and self.alarm.rings(now):
+                turn.wake, turn.since = WAKE, self.alarm.since(now)
+                turn.adopt = self.alarm.chores(now)
             turn.outbox = self.relay.wanted
         self.control.ask(turn, self.loop.time())
         turn.mail = self.idle.asked()
@@ -349,8 +350,12 @@ class CommitLoop:
             self.idle.arrived(turn.mail, answer.mail)
         if turn.outbox is not None:
             self.relay.page(turn.outbox, answer.page)
+        if turn.adopt:
+            self.alarm.chores_done(answer.chores_took)
         if turn.wake:
-            self._alarm.next_is(answer.next_due, more=answer.woken >= turn.wake)
+            assert answer.woken_to is not None
+            more = answer.woken >= turn.wake
+            self.alarm.looked(turn.since, answer.woken_to, answer.next_due, more=more, took=answer.wake_took)
             if answer.woken:
                 self.claims.came_back(answer.woken_at)
 

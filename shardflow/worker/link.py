@@ -207,6 +207,7 @@ class Link:
                 resumed=fence.epoch > 1,
             )
             self._commit.claims.reset()
+            self._commit.alarm.look_from_the_start()
             self._failures = 0
             self.away_since = None
             self.connected.set()
@@ -359,6 +360,7 @@ class Link:
             },
         )
         self._commit.claims.look_from_the_start()
+        self._commit.alarm.look_from_the_start()
         self._commit.wake()
         self._rebalancer.look_soon()
 

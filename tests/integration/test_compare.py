@@ -31,7 +31,8 @@ class StandIn:
         self.conn = psycopg.connect(stage.work.dsn, autocommit=True)
 
     def prepare(self):
-        self.conn.execute("CREATE TABLE job (id int, ended bool DEFAULT false); CREATE TABLE step (id int)")
+        if self.stage.work.first:
+            self.conn.execute("CREATE TABLE job (id int, ended bool DEFAULT false); CREATE TABLE step (id int)")
         return "1.0"
 
     def submit(self):
@@ -43,7 +44,8 @@ class StandIn:
 
     def work(self):
         fault = self.stage.work.settings.get("fault")
-        for number in self.stage.numbers:
+        process, processes = self.stage.work.process, self.stage.work.processes
+        for number in self.stage.numbers[process::processes]:
             if fault == "dies":
                 raise SystemExit("out of luck")
             self.stage.begin()
@@ -124,6 +126,36 @@ def test_over_several_servers_each_gets_its_share(
 ) -> None:
     found = parts["measure"].play(stand_in, Path(sys.executable), two_servers, workflows=40, steps=0, settings={})
     assert (found["verified"], found["finished"]) == (True, 40)
+
+
+def test_several_processes_at_a_server_share_its_workflows(
+    parts: dict[str, ModuleType], stand_in: Any, one_server: Servers
+) -> None:
+    def play(**settings: Any) -> dict[str, Any]:
+        found: dict[str, Any] = parts["measure"].play(
+            stand_in, Path(sys.executable), one_server, workflows=41, steps=1, settings={"processes": 2, **settings}
+        )
+        return found
+
+    found = play()
+    assert (found["verified"], found["processes"], found["finished"], found["steps_found"]) == (True, 2, 41, 41)
+    assert play(fault="twice")["verified"] is False
+    with pytest.raises(parts["player"].PlayerFailed, match="SystemExit: out of luck"):
+        play(fault="dies")
+
+
+def test_a_sweep_keeps_what_tells_its_variants_apart(parts: dict[str, ModuleType]) -> None:
+    def run(variant: str, rate: float) -> dict[str, Any]:
+        measured = {"workflows_per_s": rate, "verified": True, "worker_cpu_us_per_workflow": 9.0, "wal_start": 1}
+        return {"run": 1, "system": "dbos", "steps": 1, "variant": variant, **measured}
+
+    failed = {"run": 1, "system": "dbos", "steps": 1, "variant": "c", "error": "gone"}
+    kept = [parts["report"].slim(each) for each in (run("a", 100), run("b", 300), run("a", 200), failed)]
+    assert "wal_start" not in kept[0]
+    found = parts["report"].best_of(kept)
+    assert [(row["variant"], row.get("workflows_per_s")) for row in found] == [("b", 300), ("a", 150), ("c", None)]
+    assert found[0]["worker_cpu_us_per_workflow"] == 9.0
+    assert found[2]["errors"] == ["gone"]
 
 
 def test_runs_add_up_and_failures_are_told(

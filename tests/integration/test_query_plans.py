@@ -48,7 +48,7 @@ STATEMENTS = {
         "'{empty,q0,q1}', '{0,-32768,-32768}', '{90000,0,0}', 500, 500, 1, 1",
     ),
     "lease.look": ("bigint, integer, float8, boolean, text[]", "1, 1, 10, true, '{empty,q0}'"),
-    "turn.wake": ("integer", "1000"),
+    "turn.wake": ("timestamptz, integer", "NULL, 1000"),
     "turn.mail": (
         "bigint[], bigint[], text[], bigint[], integer, bigint[], text[], bigint",
         "'{1,2,3}', '{1,2,3}', '{t,t,t}', '{0,0,0}', 1000, '{1,2}', '{w1,w2}', 1000000",

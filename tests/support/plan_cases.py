@@ -114,7 +114,8 @@ CASES: dict[str, Case] = {
     "turn.claim": _turn(
         "text[], smallint[], bigint[], integer, integer, bigint, bigint", f"{_MARKS}, 500, 500, 1, 99"
     ),
-    "turn.wake": _turn("integer", "1000"),
+    "turn.wake": _turn("timestamptz, integer", "NULL, 1000"),
+    "turn.clock": _turn(),
     "limits.claim": _turn("text[], smallint[], bigint[], integer, bigint, bigint", f"{_MARKS}, 500, 1, 98"),
     "limits.states": _turn("text[], smallint[], bigint[]", _MARKS),
     "limits.have_begun": _turn("bigint, bigint[], float8[]", "1, '{1}', '{0.5}'"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
-from shardflow.worker.alarm import EVERY, FAR, Alarm
+from shardflow.worker.alarm import COST_FACTOR, EVERY, FAR, Alarm
+
+#: What the server's clock shows at a look.
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Clock(asyncio.AbstractEventLoop):
@@ -15,11 +19,14 @@ class Clock(asyncio.AbstractEventLoop):
         return self.now
 
 
-def rested() -> tuple[Any, Alarm]:
-    clock: Any = Clock()
+def rested(took: float = 0.0) -> tuple[Any, Alarm]:
+    """After a look from the start that took so many seconds."""
+    clock = Clock()
     alarm = Alarm(clock)
     assert alarm.rings(clock.now)
-    alarm.next_is(None, more=False)
+    assert alarm.since(clock.now) is None
+    alarm.looked(None, THEN, None, more=False, took=took)
+    alarm.chores_done(took)
     assert alarm.patience(clock.now) == FAR
     return clock, alarm
 
@@ -41,3 +48,46 @@ def test_somebody_elses_look_brings_the_time_nearer_and_never_puts_it_off() -> N
     for seconds in (5.0, None):
         alarm.hint(seconds, more=False)
         assert alarm.patience(clock.now) == 2.0, "it looked before that was suspended"
+
+
+def test_a_look_begins_where_the_last_one_ended_and_from_the_start_now_and_then() -> None:
+    clock, alarm = rested()
+    assert alarm.since(clock.now + EVERY * 0.9) == THEN
+    assert alarm.since(clock.now + EVERY) is None, "what others suspended is never looked for"
+
+
+def test_a_look_from_the_start_is_the_rarer_the_longer_it_takes_and_chores_are_likewise() -> None:
+    clock, alarm = rested(took=0.1)
+    assert alarm.since(clock.now + 0.09 * COST_FACTOR) == THEN
+    assert not alarm.chores(clock.now + 0.09 * COST_FACTOR)
+    assert alarm.since(clock.now + 0.1 * COST_FACTOR) is None
+    assert alarm.chores(clock.now + 0.1 * COST_FACTOR)
+
+
+def test_what_a_full_look_left_is_looked_at_again_from_the_same_time() -> None:
+    clock, alarm = rested(took=0.1)
+    later = THEN.replace(year=2027)
+    alarm.looked(THEN, later, None, more=True, took=0.0)
+    assert alarm.since(clock.now) == THEN, "it steps over what it was not allowed to wake"
+    assert alarm.rings(clock.now)
+    alarm.looked(THEN, later, None, more=False, took=0.0)
+    assert alarm.since(clock.now) == later
+    clock.now += 0.1 * COST_FACTOR
+    alarm.looked(None, later, None, more=True, took=0.0)
+    assert alarm.since(clock.now) is None, "half a look from the start counts as one"
+
+
+def test_on_a_new_connection_it_looks_from_the_start_at_once() -> None:
+    clock, alarm = rested(took=0.1)
+    alarm.look_from_the_start()
+    assert alarm.rings(clock.now)
+    assert alarm.since(clock.now) is None
+
+
+def test_what_somebody_else_found_is_attended_to_at_once() -> None:
+    clock, alarm = rested(took=0.1)
+    assert not alarm.chores(clock.now)
+    alarm.hint(None, more=True)
+    assert alarm.chores(clock.now)
+    alarm.chores_done(0.1)
+    assert not alarm.chores(clock.now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 import os
 import queue
 import sys
@@ -25,17 +26,26 @@ _FILL = "".join(f"{n * 2_654_435_761 & 0xFFFFFFFF:08x}" for n in range(64))
 
 @dataclass(frozen=True)
 class Work:
-    """So many workflows of so many steps for this process, which may be one of several with a server each.
+    """So many workflows of so many steps, for the processes at one or several servers.
 
-    `dsn`: the database as a libpq URI. `settings`: the rival's knobs.
+    `dsn`: the database of this process as a libpq URI. `settings`: the rival's knobs. `tally`: a file with a byte for
+    each workflow. `process`: this one's place among the `processes` at its server, of which the first submits.
     """
 
     dsn: str
     workflows: int
     steps: int
     settings: dict[str, Any]
+    tally: str
+    process: int = 0
+    processes: int = 1
     shard: int = 0
     shards: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that makes the schema and submits."""
+        return self.process == 0
 
     @property
     def numbers(self) -> list[int]:
@@ -67,11 +77,11 @@ class Stage:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.numbers = work.numbers
-        self.done = threading.Event()
+        with open(work.tally, "r+b") as file:
+            self._tally = mmap.mmap(file.fileno(), 0)
         self.first: tuple[float, float] | None = None
         self._ended = itertools.count(1)
         self._stepped = itertools.count(1)
-        self.ended = self.stepped = 0
 
     def begin(self) -> None:
         """To be called when a workflow's code begins."""
@@ -80,15 +90,18 @@ class Stage:
 
     def step(self, payload: str, seq: int) -> str:
         """A step's work."""
-        self.stepped = next(self._stepped)
+        next(self._stepped)
         return result_of(payload, seq)
 
     def end(self, payload: str) -> str:
         """The workflow's own result; to be called when its code ends."""
-        self.ended = next(self._ended)
-        if self.ended == len(self.numbers):
-            self.done.set()
+        next(self._ended)
+        self._tally[int(payload[:10])] = 1
         return result_of(payload, -1)
+
+    def counts(self) -> dict[str, int]:
+        """How many workflows and steps this process has run. To be asked once, when all is over."""
+        return {"workflows": next(self._ended) - 1, "steps": next(self._stepped) - 1}
 
 
 def now() -> tuple[float, float]:
@@ -97,10 +110,10 @@ def now() -> tuple[float, float]:
 
 
 class Rival(Protocol):
-    """What a rival's module provides. `run` may return early; the worker goes on until the process ends."""
+    """What a rival's module provides. `run` returns when the worker runs, which ends with the process."""
 
     def prepare(self) -> str:
-        """Makes the schema and gets ready; the rival's version."""
+        """Makes the schema, in the first process, and gets ready; the rival's version."""
 
     def submit(self) -> None:
         """Submits everything, and returns when it is durable."""
@@ -146,10 +159,8 @@ def _obey(player: Rival, stage: Stage, heard: queue.SimpleQueue[str]) -> None:
             _say({"seconds": ended - began, "cpu": cpu_ended - cpu_began})
         else:
             player.run()
-            stage.done.wait()
-            _say({"handled": stage.ended})
-    assert stage.first is not None
-    _say({"first": stage.first, "now": now(), "workflows": stage.ended, "steps": stage.stepped, "rss_mb": _peak()})
+            _say({"running": True})
+    _say({"first": stage.first, "now": now(), **stage.counts(), "rss_mb": _peak()})
 
 
 _answers = os.fdopen(os.dup(1), "w")

@@ -26,11 +26,12 @@ class AbsurdRival:
         self.dsn = stage.work.dsn
 
     def prepare(self) -> str:
-        with psycopg.connect(self.dsn, autocommit=True) as conn:
-            conn.execute(BUNDLED_SCHEMA_SQL)  # type: ignore[arg-type, unused-ignore]
-        app = Absurd(self.dsn, queue_name=QUEUE)
-        app.create_queue()
-        app.close()
+        if self.stage.work.first:
+            with psycopg.connect(self.dsn, autocommit=True) as conn:
+                conn.execute(BUNDLED_SCHEMA_SQL)  # type: ignore[arg-type, unused-ignore]
+            app = Absurd(self.dsn, queue_name=QUEUE)
+            app.create_queue()
+            app.close()
         return version("absurd-sdk")
 
     def submit(self) -> None:

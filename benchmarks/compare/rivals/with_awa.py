@@ -49,7 +49,8 @@ class Awa:
             await client.install_queue_storage()  # else a first worker would have to choose this storage
             await client.close()
 
-        asyncio.run(migrate())
+        if self.stage.work.first:
+            asyncio.run(migrate())
         return version("awa-pg")
 
     def _queue(self) -> Any:

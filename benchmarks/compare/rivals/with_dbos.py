@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +26,21 @@ class Dbos:
 
     def prepare(self) -> str:
         knobs = self.knobs
+        if knobs["switch_interval"] is not None:
+            sys.setswitchinterval(knobs["switch_interval"])
+        if knobs["loop"] == "uvloop":
+            asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        if self.stage.work.first:
+            # A worker looks for new queues once a second: with the queue there beforehand, all of them begin at once.
+            self._launch()
+            DBOS.register_queue(
+                QUEUE, worker_concurrency=knobs["worker_concurrency"], polling_interval_sec=knobs["polling_interval"]
+            )
+            DBOS.destroy()
+        return version("dbos")
+
+    def _launch(self) -> None:
+        knobs = self.knobs
         config: DBOSConfig = {
             "name": "bench",
             "system_database_url": self.url,
@@ -33,15 +49,12 @@ class Dbos:
             "use_listen_notify": knobs["listen_notify"],
             "max_executor_threads": knobs["threads"],
             "application_version": "1",
+            "executor_id": f"worker{self.stage.work.process}",
+            "db_engine_kwargs": {"pool_pre_ping": knobs["pre_ping"]},
         }
-        if not knobs["pre_ping"]:
-            config["db_engine_kwargs"] = {"pool_pre_ping": False}
-        if knobs["loop"] == "uvloop":
-            asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         DBOS(config=config)
         self._workflow = self._async_workflow() if knobs["style"] == "async" else self._sync_workflow()
         DBOS.launch()
-        return version("dbos")
 
     def _sync_workflow(self) -> Any:
         stage = self.stage
@@ -92,17 +105,13 @@ class Dbos:
         engine.dispose()
 
     def run(self) -> None:
+        self._launch()
         if self.knobs["direct"]:
             self._call_all()
-            return
-        DBOS.register_queue(
-            QUEUE,
-            worker_concurrency=self.knobs["worker_concurrency"],
-            polling_interval_sec=self.knobs["polling_interval"],
-        )
 
     def _call_all(self) -> None:
-        numbers = iter(self.stage.numbers)
+        work = self.stage.work
+        numbers = iter(self.stage.numbers[work.process :: work.processes])
 
         def call() -> None:
             for number in iter(lambda: next(numbers, None), None):

@@ -36,7 +36,8 @@ class PgQueuer:
         async def install() -> None:
             await (await self._queries()).install()
 
-        self._run(install())
+        if self.stage.work.first:
+            self._run(install())
         return version("pgqueuer")
 
     def submit(self) -> None:

@@ -57,7 +57,8 @@ class Procrastinate:
             await self._open(app)
             await app.schema_manager.apply_schema_async()
 
-        self._run(install())
+        if self.stage.work.first:
+            self._run(install())
         return version("procrastinate")
 
     def submit(self) -> None:
