@@ -1,7 +1,7 @@
 """When a commit loop is to look for suspended workflows whose time has come, and for what nobody attends to.
 
-A long transaction elsewhere keeps deleted rows in the way of such looks. So a look begins where the last one ended, one
-from the start is repeated the more seldom the longer it takes, and so are the chores.
+A long transaction elsewhere keeps deleted rows in the way of such looks. So a look begins where the last one ended,
+one from the start is repeated the more seldom the longer it takes, and so are the chores.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Alarm:
     def looked(
         self, since: datetime | None, upto: datetime, seconds: float | None, *, more: bool, took: float
     ) -> None:
-        """A look from `since` on has woken all, or as many as it may where there is `more`, up to a time of the server's
-        clock; it took so many seconds, and says when the next one's time comes."""
+        """A look from `since` on has woken all, or as many as it may where there is `more`, up to a time of the
+        server's clock; it took so many seconds, and says when the next one's time comes."""
         self._due_at = self._loop.time() + (FAR if seconds is None else max(0.0, seconds))
         self._wanted = more
         if not more:

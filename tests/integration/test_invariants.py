@@ -532,7 +532,8 @@ MUTANTS: dict[str, tuple[Scenario, Mutate]] = {
             "wake",
             lambda text: re.sub(
                 r"WITH due AS \(.*?\n\), woken",
-                "WITH due AS (SELECT wf, attempt FROM {schema}.wait WHERE wake_at >= coalesce(%s::timestamptz, '-infinity') AND wake_at <= now() LIMIT %s), woken",
+                "WITH due AS (SELECT wf, attempt FROM {schema}.wait"
+                " WHERE wake_at >= coalesce(%s::timestamptz, '-infinity') AND wake_at <= now() LIMIT %s), woken",
                 text,
                 flags=re.DOTALL,
             ),
