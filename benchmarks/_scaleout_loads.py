@@ -1,9 +1,9 @@
 """The loads of `scaleout.py` on a number of shards, and what is looked at meanwhile.
 
-Drained: everything is submitted to servers at full speed, then they are held and workers drain it. Apart: the same
-with each shard as a cluster of its own, which is what the machine itself makes of so many servers and workers at
-once. Open: held servers get submits at fixed times, whatever has become of those before, and some of the callers wait
-for results.
+Drained: workers come up on held servers; the queue, paused, is filled by servers at full speed, and let go when these
+are held again and all has settled. Apart: the same with each shard as a cluster of its own, which is what the machine
+itself makes of so many servers and workers at once. Open: held servers get submits at fixed times, whatever has
+become of those before, and some of the callers wait for results.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -20,14 +21,19 @@ from _scaleout_throttle import Periods, Throttle
 
 from shardflow import AsyncClient, ClusterConfig, ShardConfig
 from shardflow.bench.arena import Ground, fresh_cluster, quiet
-from shardflow.bench.audit import audit
+from shardflow.bench.audit import Watch, audit
 from shardflow.bench.meters import server_cpu
-from shardflow.bench.processes import BenchFailed, Served, Workers, workers
+from shardflow.bench.processes import BenchFailed, Workers, workers
 from shardflow.bench.throughput import cpu_of, end_of, submit, verdict_on, watches_on
 from shardflow.bench.workload import Load, result_of
+from shardflow.model import DEFAULT_QUEUE
 
 #: Seconds between looks at a run from outside: seldom, as a held server pays for them too.
 LOOK = 0.5
+#: The part of a backlog in whose course all shards are surely busy; what a look at one costs its server more than the
+#: statistics do, is asked only afterwards, or when these have shown nothing new for so many seconds.
+SURELY_BUSY = 0.7
+REPORTED = 1.5
 #: Seconds without any end of a workflow before a run is given up.
 STUCK = 60.0
 #: Seconds between the submits of the open load, each of which goes to all shards.
@@ -54,11 +60,13 @@ class Crew:
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """The first shards of the ground, what slows their servers, their workers; `apart`: as clusters of one each."""
+    """The first shards of the ground, what slows their servers, their workers; `settled`, seconds for which these are
+    idle on held servers before the load comes; `apart`: as clusters of one each."""
 
     place: Ground
     throttle: Throttle
     crew: Crew
+    settled: float
     apart: bool = False
 
     @property
@@ -97,15 +105,20 @@ class Observed:
             Sample(time.monotonic(), servers, idle, cores, self.stand.throttle.periods(len(self.stand.place.shards)))
         )
 
-    def figures(self) -> dict[str, Any]:
-        """Per cent: of a core for each server, of the periods in which quotas were used up, of the machine idle."""
+    def figures(self, ends: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """Per cent: of a core for each server, of the periods in which quotas were used up, of the machine idle; and
+        what a workflow cost the servers, where `ends` are the times, in seconds since 1970, at which they ended."""
         if len(self.samples) < 2:
             return {}
         a, b = self.samples[0], self.samples[-1]
+        wall = time.time() - time.monotonic()
+        ended = sum(a.at < at - wall <= b.at for times in ends for at in times)
         found: dict[str, Any] = {"observed_seconds": round(b.at - a.at, 2)}
         if a.servers is not None and b.servers is not None:
             shards = len(self.stand.place.shards)
             found["server_cpu_percent"] = round((b.servers - a.servers) / (b.at - a.at) / shards * 100, 2)
+            if ended:
+                found["server_cpu_us_per_workflow"] = round((b.servers - a.servers) / ended * 1e6, 2)
         if a.periods is not None and b.periods is not None and b.periods.all > a.periods.all:
             used_up = (b.periods.used_up - a.periods.used_up) / (b.periods.all - a.periods.all)
             found["quota_used_up_percent"] = round(used_up * 100, 1)
@@ -120,33 +133,53 @@ class Observed:
 async def drained(stand: Stand, load: Load, progress: Progress) -> dict[str, Any]:
     """Figures of a backlog that is drained."""
     observed = Observed(stand)
-    async with _clusters(stand, load) as clusters:
+    async with _clusters(stand, load) as clusters, AsyncExitStack() as opened:
         with ExitStack() as stack:
             crews = [stack.enter_context(_workers(stand, config)) for config, _ in clusters]
+            gates = [await opened.enter_async_context(_gate(config)) for config, _ in clusters]
+            with stand.throttle.held():
+                began = time.monotonic()
+                await asyncio.gather(*(asyncio.to_thread(crew.go) for crew in crews))
+                start_up = time.monotonic() - began
             for config, part in clusters:
                 await submit(config, part, lambda phase, done, of: None)
+            watches = [w for config, _ in clusters for w in await opened.enter_async_context(watches_on(config))]
             await quiet(stand.place)
             with stand.throttle.held():
-                await asyncio.gather(*(asyncio.to_thread(crew.go) for crew in crews))
-                await _until_drained([config for config, _ in clusters], crews, observed, progress)
+                await asyncio.sleep(stand.settled)
+                idle = await asyncio.gather(*(asyncio.to_thread(crew.report) for crew in crews))
+                let_go = time.monotonic()
+                await asyncio.gather(*(gate.queues.resume(DEFAULT_QUEUE) for gate in gates))
+                await _until_drained(watches, crews, load, observed, progress)
                 reports = await asyncio.gather(*(asyncio.to_thread(crew.report) for crew in crews))
         verdicts = [
             verdict_on(await audit(config, part), served, part)
             for (config, part), served in zip(clusters, reports, strict=True)
         ]
         ends = [await _ends(shard) for config, _ in clusters for shard in config.shards]
-    served = [each for report in reports for each in report]
-    seconds = end_of(served) - min(each.connected[0] for each in served)
+    before, served = chain(*idle), list(chain(*reports))
+    seconds = end_of(served) - let_go
+    cpu = sum(cpu_of([each]) - (then.now[1] - then.connected[1]) for then, each in zip(before, served, strict=True))
     return {
         "workflows_per_s": round(load.workflows / seconds, 1),
         "busy_workflows_per_s": round(_while_all_busy(ends), 1),
         "seconds": round(seconds, 2),
+        "start_up_seconds": round(start_up, 2),
         "workflows_by_shard": [len(times) for times in ends],
         "seconds_by_shard": [round(times[-1] - times[0], 2) if times else 0.0 for times in ends],
-        **observed.figures(),
-        **_of_workers(served, load, seconds),
+        "tail_seconds": round(_tail(ends), 2),
+        **observed.figures(ends),
+        **_of_workers(cpu, load, seconds),
         **{key: sum(verdict[key] for verdict in verdicts) for key in verdicts[0]},
     }
+
+
+@asynccontextmanager
+async def _gate(config: ClusterConfig) -> AsyncIterator[AsyncClient]:
+    """A client that has paused the queue, with a connection to each shard."""
+    async with AsyncClient(config) as client:
+        await client.queues.pause(DEFAULT_QUEUE)
+        yield client
 
 
 @asynccontextmanager
@@ -160,6 +193,12 @@ async def _clusters(stand: Stand, load: Load) -> AsyncIterator[list[tuple[Cluste
         yield [(await stack.enter_async_context(fresh_cluster(place)), part) for place in places]
 
 
+def _tail(ends: Sequence[Sequence[float]]) -> float:
+    """Seconds from the first shard that had nothing left to the last one."""
+    last = [times[-1] for times in ends if times]
+    return max(last) - min(last) if last else 0.0
+
+
 def _while_all_busy(ends: Sequence[Sequence[float]]) -> float:
     """Workflows that ended a second from when all shards had begun until the first had nothing left."""
     if not all(ends):
@@ -170,29 +209,26 @@ def _while_all_busy(ends: Sequence[Sequence[float]]) -> float:
 
 
 async def _until_drained(
-    configs: Sequence[ClusterConfig], crews: Sequence[Workers], observed: Observed, progress: Progress
+    watches: Sequence[Watch], crews: Sequence[Workers], load: Load, observed: Observed, progress: Progress
 ) -> None:
-    """Returns when no shard has anything to do. Looks at all at the same times, so that each pays the same."""
-    async with AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(watches_on(config)) for config in configs]
-        watches = [watch for each in found for watch in each]
-        ended, since, whole = -1, time.monotonic(), True
-        while True:
-            for crew in crews:
-                crew.check()
-            busy = await asyncio.gather(*(watch.busy() for watch in watches))
-            if not any(busy):
-                return
-            whole = whole and all(busy)
-            if whole:
-                observed.look()
-            now = sum(await asyncio.gather(*(watch.ended() for watch in watches)))
-            if now != ended:
-                ended, since = now, time.monotonic()
-                progress(f"{sum(busy)} of {len(busy)} shards busy, about {ended:,} workflows ended")
-            elif time.monotonic() - since > STUCK:
-                raise BenchFailed(f"nothing has ended for {STUCK:.0f} s; {ended:,} workflows had before")
-            await asyncio.sleep(LOOK)
+    """Returns when no shard has anything to do. Looks at all at the same times, so that each pays the same, and at
+    what costs a held server anything only towards the end."""
+    ended, since = -1, time.monotonic()
+    while True:
+        for crew in crews:
+            crew.check()
+        now = sum(await asyncio.gather(*(watch.ended() for watch in watches)))
+        if now != ended:
+            ended, since = now, time.monotonic()
+            progress(f"about {ended:,} of {load.workflows:,} workflows ended")
+        still = time.monotonic() - since
+        if ended < load.workflows * SURELY_BUSY and still < REPORTED:
+            observed.look()
+        elif not any(await asyncio.gather(*(watch.busy() for watch in watches))):
+            return
+        if still > STUCK:
+            raise BenchFailed(f"nothing has ended for {STUCK:.0f} s; {ended:,} workflows had before")
+        await asyncio.sleep(LOOK)
 
 
 # -- open
@@ -215,14 +251,16 @@ async def opened(stand: Stand, load: Load, rate: float, seconds: float, progress
     load = replace(load, workflows=each * beats)
     observed = Observed(stand)
     async with fresh_cluster(stand.place) as config:
-        with _workers(stand, config) as crew:
-            await quiet(stand.place)
-            with stand.throttle.held():
-                await asyncio.to_thread(crew.go)
-                seen, began, ended = await _traffic(config, load, each, observed, progress)
-                await _until_drained([config], [crew], Observed(stand), progress)
-                drained = time.monotonic()
-                served = await asyncio.to_thread(crew.report)
+        async with watches_on(config) as watches:
+            with _workers(stand, config) as crew:
+                await quiet(stand.place)
+                with stand.throttle.held():
+                    await asyncio.to_thread(crew.go)
+                    await asyncio.sleep(stand.settled)
+                    seen, began, ended = await _traffic(config, load, each, observed, progress)
+                    await _until_drained(watches, [crew], load, Observed(stand), progress)
+                    drained = time.monotonic()
+                    served = await asyncio.to_thread(crew.report)
         found = await audit(config, load)
         ends = [await _ends(shard) for shard in config.shards]
     counted = sum(began + WARM_UP < at <= ended for times in ends for at in times)
@@ -237,8 +275,8 @@ async def opened(stand: Stand, load: Load, rate: float, seconds: float, progress
         "result_p50_ms": _millis(seen.waited, 0.5),
         "result_p99_ms": _millis(seen.waited, 0.99),
         "results": len(seen.waited),
-        **observed.figures(),
-        **_of_workers(served, load, drained - min(one.connected[0] for one in served)),
+        **observed.figures(ends),
+        **_of_workers(cpu_of(served), load, drained - min(one.connected[0] for one in served)),
         **verdict,
     }
 
@@ -295,8 +333,7 @@ def _workers(stand: Stand, config: ClusterConfig) -> AbstractContextManager[Work
     return workers(config, len(shards), stand.crew.concurrency, timed=True, shards=shards)
 
 
-def _of_workers(served: Sequence[Served], load: Load, seconds: float) -> dict[str, Any]:
-    cpu = cpu_of(served)
+def _of_workers(cpu: float, load: Load, seconds: float) -> dict[str, Any]:
     return {
         "workers_cpu_percent": round(cpu / seconds * 100, 1),
         "worker_cpu_us_per_workflow": round(cpu / load.workflows * 1e6, 1),

@@ -7,10 +7,12 @@ yours are used as they are. Each shard has a worker process of its own, or, with
     python benchmarks/scaleout.py --runs 3
     python benchmarks/scaleout.py --config cluster.yaml --shards 1,2,4,8 --workers 4 --workflows 500000
 
-`workflows_per_s` counts from the first worker's first claim to the last worker's last commit; `efficiency` is that
-against as many times the figure of the first number of shards, and `of_apart` against as many clusters of one shard
-each that run at the same time. Every workflow and checkpoint is looked up afterwards: the exit code is 1 if anything
-is lost, there twice, or wrong.
+Workers start on held servers (`start_up_seconds`) with an empty queue, which is paused, filled, and let go when they
+have settled. `workflows_per_s` counts from there to the last worker's last commit; `efficiency` is that against as
+many times the figure of the first number of shards, and `of_apart` against as many clusters of one shard each that
+run at the same time: that leaves out what the machine itself does, whose cores may work faster or slower the more
+they have to do. `busy` counts while all shards have something to do. Every workflow and checkpoint is looked up
+afterwards: the exit code is 1 if anything is lost, there twice, or wrong.
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ LOADS = ("drained", "apart", "open")
 FAULTS = ("lost", "duplicated", "wrong", "left")
 #: Workflows for each shard that no figure counts.
 WARM_UP = 200
+#: Seconds for which workers are idle on held servers before the load comes: what they do to settle is no part of it.
+SETTLED = 2.0
+#: The open load, of what a shard drained: small turns cost a server two to three times as much for each workflow.
+OPEN_PART = 1 / 5
 #: Vacuum would come to some of the servers within the seconds of a run and not to others.
 SETTINGS = {"autovacuum": "off"}
 #: Figures of which medians are given, with their titles in the table.
@@ -55,10 +61,13 @@ SHOWN = {
     "of_apart_percent": "of clusters apart %",
     "result_p50_ms": "result p50 ms",
     "result_p99_ms": "p99 ms",
+    "start_up_seconds": "start-up s",
+    "tail_seconds": "tail s",
     "server_cpu_percent": "a server's CPU %",
+    "server_cpu_us_per_workflow": "its µs a workflow",
     "quota_used_up_percent": "quota used up %",
     "workers_cpu_percent": "workers' CPU %",
-    "worker_cpu_us_per_workflow": "µs a workflow",
+    "worker_cpu_us_per_workflow": "their µs a workflow",
     "machine_idle_percent": "machine idle %",
 }
 MEDIANS = (*SHOWN, "busy_workflows_per_s", "submit_p50_ms", "submit_p99_ms", "late_p99_ms", "seconds")
@@ -79,6 +88,7 @@ class Options:
     crew: Crew
     throttle: str
     share: float
+    settled: float
     config: Path | None
 
 
@@ -100,15 +110,12 @@ def measure(options: Options) -> dict[str, Any]:
             crew = replace(crew, concurrency=DELAY_CONCURRENCY)
         surroundings = runner.run(environment(ClusterConfig("bench", place.shards)))
         # What a server reads for the first time must not be the first run's to pay.
-        runner.run(drained(Stand(place, Unheld(), crew), Load(WARM_UP * most, options.steps, 100, 100), say))
+        runner.run(drained(Stand(place, Unheld(), crew, 0.0), Load(WARM_UP * most, options.steps, 100, 100), say))
         runs: list[dict[str, Any]] = []
         for number in range(options.runs):
-            # There and back, so that a neighbour's load falls on few and many shards alike.
-            for shards in options.shards if number % 2 == 0 else reversed(options.shards):
-                for load in options.loads:
-                    if load != "apart" or shards > 1:
-                        runs.append(_run(options, runner, place, slow, crew, load, shards, number, runs))
-                        gc.collect()
+            for shards, load in order(options.shards, options.loads, number):
+                runs.append(_run(options, runner, place, slow, crew, load, shards, number, runs))
+                gc.collect()
     return {
         "environment": surroundings,
         "options": {
@@ -128,6 +135,20 @@ def measure(options: Options) -> dict[str, Any]:
         },
         **summary(runs),
     }
+
+
+def order(shards: Sequence[int], loads: Sequence[str], number: int) -> list[tuple[int, str]]:
+    """What one run measures: there, or back, so that a neighbour's load falls on few and many shards alike.
+
+    All is compared with what the first number of shards drains, so that is measured at both ends; apart are as many
+    clusters as there are shards at the most.
+    """
+    way = list(shards) if number % 2 == 0 else list(reversed(shards))
+    measured = [(count, load) for count in way for load in loads if load != "apart" or count == shards[-1] > 1]
+    again = (shards[0], "drained")
+    if len(shards) > 1 and again in measured:
+        measured = [*measured, again] if number % 2 == 0 else [again, *measured]
+    return measured
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -164,7 +185,7 @@ def _run(
 ) -> dict[str, Any]:
     """One load on one number of shards."""
     name = f"run {number + 1} of {options.runs}, {load}, {shards} shard(s)"
-    stand = Stand(replace(place, shards=place.shards[:shards]), slow, crew, load == "apart")
+    stand = Stand(replace(place, shards=place.shards[:shards]), slow, crew, options.settled, load == "apart")
     what = Load(options.workflows * shards, options.steps, options.payload, options.payload)
 
     def progress(text: str) -> None:
@@ -174,17 +195,17 @@ def _run(
     if load != "open":
         figures = runner.run(drained(stand, what, progress))
     else:
-        rate = options.rate or _half(runs)
+        rate = options.rate or _served(runs)
         figures = runner.run(opened(stand, what, rate * shards, options.seconds, progress))
     faults = ", ".join(f"{fault} {figures[fault]}" for fault in FAULTS)
     say(f"{name}: {figures['workflows_per_s']:,.0f}/s; {faults}; took {time.monotonic() - began:.0f} s")
     return {"load": load, "shards": shards, "run": number, **figures}
 
 
-def _half(runs: Sequence[dict[str, Any]]) -> float:
-    """Half of what one shard drained first."""
+def _served(runs: Sequence[dict[str, Any]]) -> float:
+    """A part of what one shard drained first."""
     first = next(run for run in runs if run["load"] == "drained")
-    return float(first["workflows_per_s"] / first["shards"] / 2)
+    return float(first["workflows_per_s"] / first["shards"] * OPEN_PART)
 
 
 def series(runs: Sequence[dict[str, Any]], load: str) -> list[dict[str, Any]]:
@@ -242,10 +263,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, argparse.Namespace]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=_numbers, default=(1, 2, 4, 8), metavar="N,N,...", help="how many at once")
     parser.add_argument("--loads", type=_loads, default=LOADS, metavar="L,L,...", help="of drained, apart, open: all")
-    parser.add_argument("--workflows", type=int, help="drained: for each shard (default: 20000; configured: 100000)")
+    parser.add_argument("--workflows", type=int, help="drained: for each shard (default: 16000; configured: 100000)")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--payload", type=int, default=100, help="bytes of each input and result")
-    parser.add_argument("--rate", type=float, help="open: submits a second and shard (default: half of one drained)")
+    parser.add_argument(
+        "--rate", type=float, help="open: submits a second and shard (default: a fifth of one drained)"
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="open: how long, after a warm-up")
     parser.add_argument("--runs", type=int, default=1, help="whose medians are given")
     parser.add_argument(
@@ -254,7 +277,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, argparse.Namespace]
     parser.add_argument("--shared", action="store_true", help="every worker serves all shards")
     parser.add_argument("--concurrency", type=int, help="workflows at once in each worker")
     parser.add_argument("--throttle", choices=["auto", "cgroup", "delay", "none"], default="auto")
-    parser.add_argument("--share", type=float, default=0.05, help="of a core, for each server that is held")
+    parser.add_argument("--share", type=float, default=0.04, help="of a core, for each server that is held")
     parser.add_argument("--config", type=Path, help="a cluster's file (default: embedded servers)")
     parser.add_argument("--quick", action="store_true", help="1 and 2 shards, a few seconds: only whether it works")
     parser.add_argument("--add", type=Path, help="to the runs of this earlier result file")
@@ -263,6 +286,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, argparse.Namespace]
     given = parser.parse_args(arguments)
     if given.quick:
         given.shards, given.workflows, given.seconds, given.runs = (1, 2), 600, 1.0, 1
+        given.share = max(given.share, 0.1)
     whole = {"workflows": given.workflows, "runs": given.runs, "workers": given.workers}
     if any(value is not None and value < 1 for value in whole.values()) or given.steps < 0:
         parser.error("numbers must be above 0")
@@ -275,7 +299,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, argparse.Namespace]
     options = Options(
         shards=given.shards,
         loads=given.loads,
-        workflows=given.workflows or (100_000 if given.config else 20_000),
+        workflows=given.workflows or (100_000 if given.config else 16_000),
         steps=given.steps,
         payload=given.payload,
         seconds=given.seconds,
@@ -284,6 +308,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, argparse.Namespace]
         crew=Crew(given.workers, given.shared, given.concurrency),
         throttle=given.throttle,
         share=given.share,
+        settled=0.2 if given.quick else SETTLED,
         config=given.config,
     )
     return options, given

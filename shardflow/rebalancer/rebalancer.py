@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 
 from ..core.assignment import assign
@@ -29,6 +30,8 @@ ASIDE = 2.0
 #: Up to so far down the list, whoever stands aside keeps its connection: a new one costs the first shard more than
 #: all else that it asks there.
 NEAR = 8
+#: Seconds before the first of those looks, from and to.
+SOMEBODY = (0.3, 0.8)
 #: After so many looks at which nothing was to be done, the looks are so many times rarer: where nobody tells of
 #: workers that come or go, and where somebody does. Seconds at the least until a look that somebody asks for.
 SOON, RESTING, TOLD = 2, 1.5, 2.5
@@ -65,6 +68,7 @@ class Rebalancer:
         self._resting = TOLD if told else RESTING
         self._looked_at = 0.0
         self._nudge: asyncio.TimerHandle | None = None
+        self._leader = ""
 
     def look_soon(self) -> None:
         """A worker has come or gone, or is about to."""
@@ -84,7 +88,11 @@ class Rebalancer:
                 self._changed.set()
         elif (known := self._seats.get(shard)) is None or known.number != term.number:
             self._seats[shard] = term
-            self._changed.set()
+            if self.deciding is not None or shard == self._order[0]:
+                self._changed.set()
+            elif self._nudge is None:
+                # Where all workers have come at once, somebody is elected on a shard before this one by then.
+                self._nudge = asyncio.get_running_loop().call_later(random.uniform(*SOMEBODY), self._nudged)
 
     async def run(self) -> None:
         """Decides whenever it is its turn, until cancelled."""
@@ -116,6 +124,8 @@ class Rebalancer:
                     await self._note(seat, term, [Note("aside", "somebody is elected on a shard before this one")])
                 if self.deciding is not None or index > NEAR:
                     await self._stop_deciding()
+                else:
+                    await self._survey.keep(self._leader)
                 return max(ASIDE, index / 2)
             await self._look(seat, term)
         except ShardflowError as error:
@@ -140,6 +150,7 @@ class Rebalancer:
             except ShardflowError:
                 continue
             if found is not None and not found.vacant and found.holder != self.name:
+                self._leader = name
                 return True
         return False
 

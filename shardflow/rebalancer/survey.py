@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import ShardflowError
@@ -90,13 +90,20 @@ class Survey:
             self._conns[name] = conn
         return answer
 
+    async def keep(self, name: str) -> None:
+        """Closes the connections to all other shards."""
+        others = {each: self._conns.pop(each) for each in list(self._conns) if each != name}
+        await _closed(others.values())
+
     async def close(self) -> None:
         """Gives up what is under way and closes all connections."""
         await end(list(self._asking.values()))
         self._asking.clear()
         conns, self._conns = self._conns, {}
-        for conn in conns.values():
-            try:
-                await conn.close()
-            except ShardflowError:
-                pass
+        await _closed(conns.values())
+
+
+async def _closed(conns: Iterable[Conn]) -> None:
+    for conn in conns:
+        with contextlib.suppress(ShardflowError):
+            await conn.close()

@@ -121,9 +121,12 @@ class Registrar:
             wish = await registry.beat(shard, conn, self._card, pulse, self._config.ttl, session=staying)
             if self._beats % SWEEP_EVERY == 0:
                 await registry.sweep(shard, conn, KEPT)
+            news = pulse.draining is not self._draining
+            if here := news and shard is self._shards[0]:
+                await bell.tell(shard, conn, bell.FLEET)
         self._wished(wish)
-        if pulse.draining is not self._draining:
-            self._draining = pulse.draining
+        self._draining = pulse.draining
+        if news and not here:
             task = asyncio.create_task(self._announce())
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import ShardflowError, ShardUnavailable
 from ..model import ClusterConfig
 from ..storage import cluster, registry
 from ..storage.ending import end
-from ..storage.shard import Shard
+from ..storage.shard import Conn, Shard
 
 log = logging.getLogger("shardflow.worker")
 
@@ -55,17 +55,21 @@ class Scout:
         """Shards that did not answer the last look, or are not what they should be."""
         return set(self._away)
 
-    async def first(self, shards: Iterable[Shard], level: int) -> list[str]:
-        """Those of the shards where one of the lanes has fewer than `level` claimers, in random order."""
+    async def first(self, shards: Sequence[Shard], level: int) -> list[str]:
+        """Those of the shards where one of the lanes has fewer than `level` claimers, in random order.
+
+        Raises what `cluster.heard` raises.
+        """
         found: list[str] = []
-        gate = asyncio.Semaphore(2 * AT_ONCE)
 
-        async def look(shard: Shard) -> None:
-            async with gate:
-                if await self._short(shard, level):
-                    found.append(shard.name)
+        async def look(shard: Shard, conn: Conn) -> None:
+            if self._fewer(await registry.claimers(shard, conn), level):
+                found.append(shard.name)
 
-        await asyncio.gather(*(look(shard) for shard in shards))
+        answers = await cluster.survey(self._config, shards, look)
+        cluster.heard(answers)
+        now = asyncio.get_running_loop().time()
+        self._away = {name: now + AGAIN for name, answer in answers.items() if isinstance(answer, ShardflowError)}
         random.shuffle(found)
         return found
 
@@ -86,10 +90,6 @@ class Scout:
             await end(list(self._looks.values()))
 
     async def _look(self, shard: Shard) -> None:
-        if await self._short(shard, 1):
-            self._found(shard.name)
-
-    async def _short(self, shard: Shard, level: int) -> bool:
         try:
             async with (
                 await shard.connect("scout", connect_timeout=PATIENCE) as conn,
@@ -101,10 +101,15 @@ class Scout:
             self._away[shard.name] = asyncio.get_running_loop().time() + AGAIN
             if not isinstance(error, ShardUnavailable):
                 log.warning("a shard cannot be served", extra={"shard": shard.name, "error": str(error)})
-            return False
+            return
         except Exception:
             log.exception("a look at a shard failed", extra={"shard": shard.name})
-            return False
+            return
         self._away.pop(shard.name, None)
+        if self._fewer(claimers, 1):
+            self._found(shard.name)
+
+    def _fewer(self, claimers: dict[str, int], level: int) -> bool:
+        """Whether one of the lanes has fewer claimers than that."""
         unknown = claimers.get("", 0)
         return any(claimers.get(lane, 0) + unknown < level for lane in self._lanes)

@@ -135,20 +135,20 @@ class Worker:
         first = list(self._shards.values())
         if not self._pinned and len(first) > FIRST_LOOK:
             first = random.sample(first, FIRST_LOOK)
-        cluster.heard(await cluster.survey(self._config, first))
+        self._scout = Scout(self._config, self._lanes, self._unserved, self._adopt)
+        if self._pinned:
+            cluster.heard(await cluster.survey(self._config, first))
+            short = list(self._shards)
+        else:
+            short = (await self._scout.first(first, self._config.rebalance.min_group))[: self._max_leases]
         number_tasks(asyncio.get_running_loop())
         self._delivery = Delivery(self._config, self._app.codecs)
         self._ticker = Ticker(self._config, self._app, self._delivery.router, self._delivery.sender)
         self._rebalancer = Rebalancer(self._config, self.name)
-        self._scout = Scout(self._config, self._lanes, self._unserved, self._adopt)
         everywhere = [Shard(s) for s in self._config.shards]
         self._registrar = Registrar(everywhere, self._config.lease, self._card(), self._pulse, self._wished)
-        if self._pinned:
-            self._aim(self._shards)
-        else:
-            short = await self._scout.first(first, self._config.rebalance.min_group)
-            if short:
-                self._aim(short[: self._max_leases])
+        if self._pinned or short:
+            self._aim(short)
         retention = Retention(self._config, self.name, self._delivery.router, lambda: self.serves)
         runs = [self._registrar.run(), self._rebalancer.run(), self._tend(), retention.run()]
         runs += [] if self._pinned else [self._scout.run()]

@@ -17,8 +17,10 @@ from support.work import Gate, ids_on, running
 
 import shardflow.worker.registrar
 from shardflow import AsyncClient, ClusterConfig, Status, Worker
-from shardflow.storage import leases, registry
+from shardflow.storage import bell, leases, registry
 from shardflow.storage.registry import Card, Pulse, Wish
+from shardflow.storage.shard import Conn, Shard
+from shardflow.worker.registrar import Registrar
 
 MakeCluster = Callable[..., ClusterConfig]
 
@@ -484,6 +486,56 @@ async def test_a_queue_that_nobody_serves_is_adopted_by_one_who_does(
         assert "m" in groups(config)["s1"]  # the only one for that queue
 
 
+@pytest.fixture
+def connects(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Connections that are opened: the shard, and what for."""
+    made: list[tuple[str, str]] = []
+    real = Shard.connect
+
+    async def counting(self: Shard, role: str, **more: Any) -> Conn:
+        made.append((self.name, role.split()[0]))
+        return await real(self, role, **more)
+
+    monkeypatch.setattr(Shard, "connect", counting)
+    return made
+
+
+async def test_a_worker_that_starts_looks_at_each_shard_on_one_connection(
+    make_cluster: MakeCluster, nobody_decides: None, connects: list[tuple[str, str]]
+) -> None:
+    worker = Worker(make_cluster(shards=2), working(), name="w")
+    await worker.start()
+    assert sorted(connects) == [("s0", "survey"), ("s1", "survey")]
+    await worker.connected()
+    assert worker.serves == ["s0", "s1"]
+    await worker.stop()
+
+
+@pytest.mark.parametrize("home", ["s0", "s1"])
+async def test_who_comes_says_so_on_the_first_shard_over_the_connection_that_it_has_there(
+    make_cluster: MakeCluster, nobody_decides: None, connects: list[tuple[str, str]], home: str
+) -> None:
+    config = make_cluster(shards=2)
+    first = Shard(config.shards[0])
+    shards = [Shard(shard) for shard in config.shards]
+
+    def lives(name: str) -> bool:
+        card = replace(CARD, worker=name)
+        return Registrar(shards, config.lease, card, lambda _: PULSE, lambda _: None)._homes[0].name == home
+
+    at_home = next(name for n in range(100) if lives(name := f"w{n}"))
+    heard: list[str] = []
+    async with await first.connect("test") as conn:
+        await bell.listen(first, conn)
+        async with running(config, working(), name=at_home):
+            until = asyncio.get_running_loop().time() + 30
+            while bell.FLEET not in heard and asyncio.get_running_loop().time() < until:
+                await bell.hear(first, conn, 0.1, heard.append)
+            assert bell.FLEET in heard
+            assert connects.count(("s0", "registrar")) == 1
+            assert connects.count(("s1", "registrar")) == (home == "s1")
+
+
 async def test_a_worker_has_as_many_leases_as_it_may_at_the_most(
     make_cluster: MakeCluster, nobody_decides: None
 ) -> None:
@@ -492,14 +544,13 @@ async def test_a_worker_has_as_many_leases_as_it_may_at_the_most(
         assert len(worker.serves) == 2
         (left,) = {"s0", "s1", "s2"} - set(worker.serves)
         looks: list[str] = []
-        short = worker._scout._short
+        found = worker._scout._found
 
-        async def counting(shard: Any, level: int) -> bool:
-            found = await short(shard, level)
-            looks.extend([shard.name] if found else [])
-            return found
+        def counting(shard: str) -> None:
+            looks.append(shard)
+            found(shard)
 
-        worker._scout._short = counting  # type: ignore[method-assign]
+        worker._scout._found = counting
         await until(lambda: len(looks) >= 2)
         assert set(looks) == {left}
         assert left not in worker._links

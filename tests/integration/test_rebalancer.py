@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,43 @@ async def test_who_stands_aside_keeps_its_connection_and_notices_when_that_was_c
         assert set(rows(config, backends, "%rebalancer%")) - set(seen)
     finally:
         await rebalancer._survey.close()
+
+
+async def test_who_stands_aside_keeps_no_connection_but_to_where_somebody_is_elected(
+    make_cluster: MakeCluster,
+) -> None:
+    config = make_cluster(shards=3)
+    shards = [Shard(shard) for shard in config.shards]
+    rebalancer = Rebalancer(config, "r")
+    async with await shards[2].connect("other") as conn:
+        term = await rebalance.stand(shards[2], conn, "r", None, 60.0)
+    rebalancer.seat("s2", term)
+    try:
+        for led in (1, 0):
+            async with await shards[led].connect("other") as conn:
+                assert await rebalance.stand(shards[led], conn, "other", None, 60.0)
+            await rebalancer._turn()
+            assert (rebalancer.deciding, list(rebalancer._survey._conns)) == (None, [f"s{led}"])
+    finally:
+        await rebalancer._survey.close()
+        if rebalancer._nudge is not None:
+            rebalancer._nudge.cancel()
+
+
+async def test_a_seat_on_the_first_shard_is_taken_at_once_and_another_one_soon(make_cluster: MakeCluster) -> None:
+    config = make_cluster(shards=2)
+    rebalancer = Rebalancer(config, "r")
+    term = rebalance.Term(1, datetime.now(UTC))
+    rebalancer.seat("s1", term)
+    assert not rebalancer._changed.is_set()
+    await asyncio.wait_for(rebalancer._changed.wait(), 20)
+    rebalancer.seat("s1", None)
+    rebalancer._changed.clear()
+    rebalancer.seat("s1", term)
+    rebalancer.seat("s0", term)
+    assert rebalancer._changed.is_set()
+    assert rebalancer._nudge is not None
+    rebalancer._nudge.cancel()
 
 
 async def test_a_shard_that_was_away_for_a_moment_moves_nothing(

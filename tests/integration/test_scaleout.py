@@ -50,11 +50,15 @@ def test_the_quick_form_measures_all_loads_on_one_and_two_shards(tmp_path: Path,
     answer = scaleout("--quick", "--out", str(out))
     kept = json.loads(out.read_text())
     assert (kept["benchmark"], kept["runs"]) == ("scaleout", answer["runs"])
-    loads = [("drained", 1), ("open", 1), ("drained", 2), ("apart", 2), ("open", 2)]
+    loads = [("drained", 1), ("open", 1), ("drained", 2), ("apart", 2), ("open", 2), ("drained", 1)]
     assert [(run["load"], run["shards"]) for run in answer["runs"]] == loads
-    assert [run["workflows_found"] for run in answer["runs"] if run["load"] != "open"] == [600, 1200, 1200]
+    assert [run["workflows_found"] for run in answer["runs"] if run["load"] != "open"] == [600, 1200, 1200, 600]
     assert answer["runs"][3]["workflows_by_shard"] == [600, 600]
     assert answer["series"]["drained"][1]["of_apart_percent"] > 0
+    drained = [run for run in answer["runs"] if run["load"] != "open"]
+    assert all(run["start_up_seconds"] > 0 and 0 <= run["tail_seconds"] < run["seconds"] for run in drained)
+    # From letting go to the last commit is longer than from the first end to the last.
+    assert all(max(run["seconds_by_shard"]) - 0.02 <= run["seconds"] for run in drained)
     assert all(len(run["workflows_by_shard"]) == run["shards"] for run in answer["runs"] if run["load"] == "drained")
     assert all(run["steps_found"] == run["workflows_found"] > 0 for run in answer["runs"])
     assert all(run["results"] > 0 for run in answer["runs"] if run["load"] == "open")
@@ -86,7 +90,7 @@ def test_a_cluster_of_ones_own_is_measured_as_it_is_and_left_as_it_was(servers: 
     before = _schemas(servers)
     arguments = ["--config", str(config), "--shards", "1,2", "--loads", "drained", "--workflows", "100", "--shared"]
     answer = scaleout(*arguments)
-    assert [run["workflows_found"] for run in answer["runs"]] == [100, 200]
+    assert [run["workflows_found"] for run in answer["runs"]] == [100, 200, 100]
     assert (answer["options"]["throttle"], answer["options"]["settings"]) == ("none", {})
     assert "server_cpu_percent" not in answer["runs"][0]
     assert _schemas(servers) == before

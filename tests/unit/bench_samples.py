@@ -116,7 +116,7 @@ def scaleout() -> dict[str, Any]:
     ]
     opened = [{**point, "workflows_per_s": point["shards"] * 1_000, "result_p99_ms": 90.0} for point in drained]
     options = {"shards": [1, 2, 4, 8], "steps": 1, "runs": 3, "throttle": "cgroup v1", "share_of_a_core": 0.04}
-    series = {"drained": drained, "open": opened}
+    series = {"drained": drained, "apart": drained[-1:], "open": opened}
     return {**head("scaleout", **options), "series": series, "verified": True, "runs": []}
 
 

@@ -193,6 +193,7 @@ def test_scale_out_says_how_near_to_linear(tmp_path: Path) -> None:
     assert ours.low[0] == 1_940
     assert "4 % of a core" in pictures["scaleout"].note
     assert "steady rate" in pictures["scaleout-2"].title
+    assert "scaleout-3" not in pictures  # clusters apart are only compared with
 
 
 def test_side_by_side_says_how_many_times_and_what_each_keeps(tmp_path: Path) -> None:

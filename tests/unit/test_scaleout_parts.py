@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +63,17 @@ def test_beside_clusters_apart_the_same_numbers_of_shards_are_compared(part: Any
     assert (two["efficiency_percent"], two["of_apart_percent"]) == (75.0, 75.0)
 
 
+def test_what_all_is_compared_with_is_measured_at_both_ends(part: Any) -> None:
+    order = part("scaleout").order
+    there = order((1, 2, 4), ("drained", "apart"), 0)
+    assert there == [(1, "drained"), (2, "drained"), (4, "drained"), (4, "apart"), (1, "drained")]
+    assert order((1, 2, 4), ("drained", "apart"), 1) == [
+        *((1, "drained"), (4, "drained"), (4, "apart"), (2, "drained"), (1, "drained"))
+    ]
+    assert order((1,), ("drained", "apart"), 0) == [(1, "drained")]
+    assert order((1, 2), ("open",), 1) == [(2, "open"), (1, "open")]
+
+
 def test_runs_are_added_to_earlier_ones_of_the_same_kind(part: Any, tmp_path: Path) -> None:
     scaleout = part("scaleout")
 
@@ -86,6 +97,24 @@ def test_while_all_are_busy_is_between_the_last_to_begin_and_the_first_to_end(pa
     assert rate([[0.0, 1.0, 3.0, 4.0, 5.0, 6.0], [2.0, 4.0, 6.0, 9.0]]) == pytest.approx(6 / 4)
     assert rate([[0.0, 1.0], [2.0, 3.0]]) == 0.0
     assert rate([[0.0, 1.0], []]) == 0.0
+
+
+def test_the_tail_is_from_the_first_shard_without_work_to_the_last(part: Any) -> None:
+    tail = part("_scaleout_loads")._tail
+    assert tail([[0.0, 5.0], [1.0, 7.5], [2.0, 6.0], []]) == 2.5
+    assert tail([[], []]) == 0.0
+
+
+def test_what_a_server_spent_counts_for_the_ends_of_the_same_time(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = part("_scaleout_loads")
+    clock = iter((1000.0, 100.0))  # since 1970, and of the steady clock at the same moment
+    monkeypatch.setattr(loads, "time", SimpleNamespace(time=lambda: next(clock), monotonic=lambda: next(clock)))
+    stand: Any = SimpleNamespace(place=SimpleNamespace(shards=[0, 1]))
+    samples = [loads.Sample(110.0, 1.0, 0.0, 0.0, None), loads.Sample(120.0, 2.0, 10.0, 40.0, None)]
+    found = loads.Observed(stand, samples).figures([[1009.0, 1011.0, 1020.0], [1015.0, 1020.5]])
+    assert found["server_cpu_percent"] == 5.0
+    assert found["server_cpu_us_per_workflow"] == pytest.approx(1e6 / 3, abs=0.01)
+    assert found["machine_idle_percent"] == 25.0
 
 
 def test_each_worker_has_a_shard_or_all_have_all(part: Any) -> None:

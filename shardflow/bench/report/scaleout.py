@@ -14,6 +14,8 @@ _COLUMNS = (
     ("offered_per_s", "offered/s"),
     ("workflows_per_s", "workflows/s"),
     ("efficiency_percent", "of linear %"),
+    ("busy_efficiency_percent", "while all are busy %"),
+    ("of_apart_percent", "of clusters apart %"),
     ("result_p50_ms", "result 50 % ms"),
     ("result_p99_ms", "99 % ms"),
     ("server_cpu_percent", "a server's CPU %"),
@@ -31,7 +33,8 @@ def section(results: Sequence[Result]) -> Section:
     for result in results:
         series = result.data.get("series")
         loads = series if isinstance(series, dict) else {"drained": series}
-        for load in sorted(loads, key=lambda load: (load != "drained", load)):
+        # Clusters apart are something to compare with, which the table of the drained ones does.
+        for load in sorted(loads.keys() - {"apart"}, key=lambda load: (load != "drained", load)):
             points = mappings(loads[load])
             if points:
                 name = "scaleout" if not pictures else f"scaleout-{len(pictures) + 1}"
