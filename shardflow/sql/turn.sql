@@ -186,8 +186,8 @@ INSERT INTO {schema}.claim (lease, batch, wfs, attempts) VALUES (%s, %s, %s, %s)
 -- from queues that have limits: see `limits.claim`.
 -- The low-water mark (priority, seq) of a queue lets the scan begin behind dead index entries.
 -- The queues are read in the order given until there are enough; paused ones are not read. The lateral LIMIT, of a number that
--- the planner cannot see, keeps it at index lookups whatever the statistics say.
--- Parameters, arrays of one length: queues, mark priorities, mark seqs; then the limit twice, lease, batch.
+-- the planner cannot see, keeps it at index lookups whatever the statistics say. Inputs behind so many bytes are not answered.
+-- Parameters, arrays of one length: queues, mark priorities, mark seqs; then the limit twice, lease, batch, bytes.
 WITH gone AS (
     DELETE FROM {schema}.ready
     WHERE ctid = ANY(ARRAY(
@@ -211,11 +211,12 @@ WITH gone AS (
     INSERT INTO {schema}.claim (lease, batch, wfs, attempts)
     SELECT %s, %s, array_agg(wf), array_agg(attempt) FROM gone HAVING count(*) > 0
 )
-SELECT gone.wf, w.id, w.name, w.input, gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq, w.options,
-    EXISTS (SELECT FROM {schema}.cancel) AS heed
+SELECT gone.wf, w.id, w.name, CASE WHEN sum(octet_length(w.input)) OVER before - octet_length(w.input) < %s THEN w.input END AS input,
+    gone.attempt, gone.replay, gone.queue, gone.priority, gone.seq, w.options, EXISTS (SELECT FROM {schema}.cancel) AS heed
 FROM gone, LATERAL (
     SELECT id, name, input, options FROM {schema}.workflow WHERE wf = gone.wf LIMIT 1
 ) w
+WINDOW before AS (ORDER BY gone.queue, gone.priority, gone.seq ROWS UNBOUNDED PRECEDING)
 ORDER BY gone.queue, gone.priority, gone.seq
 
 -- name: wake

@@ -11,6 +11,7 @@ from psycopg import AsyncCursor
 from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
 from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Names, Texts
+from .pipeline import Pipeline
 from .shard import STATEMENT_SECONDS, Conn, Shard
 from .turn import BEGIN, roll_back
 
@@ -75,8 +76,10 @@ async def submit(
     try:
         with shard.translate():
             if len(new) <= FEW and seconds <= STATEMENT_SECONDS and not shard.config.pooler and _usual(new):
-                alone = await conn.execute(sql["submit"], (generation, *_columns(new)), binary=True)
-                return {row[0]: row[1] for row in await alone.fetchall() if row[0] is not None}
+                pipe = Pipeline(conn, prepare=True)
+                alone = pipe.add(sql["submit"], (generation, *_columns(new)), binary=True)
+                await pipe.run()
+                return {id: wf for id, wf in alone.rows(tuple) if id is not None}
             async with conn.pipeline():
                 await conn.execute(BEGIN)
                 if seconds > STATEMENT_SECONDS:
@@ -164,10 +167,12 @@ async def keys(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, int]:
 async def outcomes(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Outcome]:
     """The ends of those of these workflows that have ended."""
     with shard.translate():
-        cursor = await conn.execute(shard.statements("read")["outcomes"], (Int8s(wfs),), binary=True)
+        pipe = Pipeline(conn, prepare=not shard.config.pooler)
+        found = pipe.add(shard.statements("read")["outcomes"], (Int8s(wfs),), binary=True)
+        await pipe.run()
         return [
             Outcome(wf, id, Status(status), output, from_json(error) if error is not None else None)
-            for wf, id, status, output, error in await cursor.fetchall()
+            for wf, id, status, output, error in found.rows(tuple)
         ]
 
 

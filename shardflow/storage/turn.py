@@ -33,13 +33,17 @@ class Refused(ShardflowError):
         self.duplicate = isinstance(error, psycopg.errors.UniqueViolation)
 
 
+#: Bytes of inputs that a claim answers: an input behind so many is left out.
+CLAIM_BYTES = 64 << 20
+
+
 class Claimed(NamedTuple):
-    """A claimed workflow as the shard answers it."""
+    """A claimed workflow as the shard answers it; `input` None where it was too much at once."""
 
     wf: int
     id: str
     name: str
-    input: bytes
+    input: bytes | None
     attempt: int
     replay: bool
     queue: str
@@ -239,19 +243,19 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
         marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
         if c.limited:
             limits, lanes = shard.statements("limits"), (Texts(c.queues), *marks)
-            parameters = (*lanes, c.most, fence.lease, c.batch)
+            parameters = (CLAIM_BYTES, *lanes, c.most, fence.lease, c.batch)
             claimed = execute(limits["claim"], parameters, binary=True)
             states = execute(limits["states"], lanes, binary=True)
         else:
-            parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch)
+            parameters = (Texts(c.queues), *marks, c.most, c.most, fence.lease, c.batch, CLAIM_BYTES)
             claimed = execute(sql["claim"], parameters, binary=True)
         if s := turn.suspects:
             marks = (Int2s([m[0] for m in s.marks]), Int8s([m[1] for m in s.marks]))
             if s.limited:
-                parameters = (Texts(s.queues), *marks, s.most, fence.lease, s.batch)
+                parameters = (CLAIM_BYTES, Texts(s.queues), *marks, s.most, fence.lease, s.batch)
                 suspects = execute(shard.statements("limits")["claim"], parameters, binary=True)
             else:
-                parameters = (Texts(s.queues), *marks, s.most, s.most, fence.lease, s.batch)
+                parameters = (Texts(s.queues), *marks, s.most, s.most, fence.lease, s.batch, CLAIM_BYTES)
                 suspects = execute(sql["claim"], parameters, binary=True)
     if turn.frees and not turn.claim:
         execute(shard.statements("submit")["ring"])

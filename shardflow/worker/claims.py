@@ -24,6 +24,8 @@ DEAF_LOOK = 0.1
 #: Workflows in one claim at the most, and never more than half of the places: while one half is committed the other
 #: half runs. More would cost the same each and only delay what waits behind it.
 BATCH = 1_000
+#: Bytes of inputs in one claim, as far as they are foreseen from those before.
+BYTES = 32 << 20
 #: Claims of at least this many rows show a busy shard, whose submitters need not ring.
 BUSY = 64
 
@@ -41,6 +43,7 @@ class Claims:
         self._place = place
         self._batch = max(1, min(BATCH, place.total // 2))
         self._deaf = deaf
+        self._size = 1.0  # bytes of an input lately
         self._hung = False
         self._settled = 0
         self._empty = False
@@ -101,7 +104,7 @@ class Claims:
         """
         if not self.wanted and (now < self._due or (self.settled and not anyway)):
             return None
-        allowed = min(self._place.allowance(ending), self._batch)
+        allowed = min(self._place.allowance(ending), self._batch, max(1, int(BYTES / self._size)))
         if allowed <= 0:
             self._due = now + IDLE_LOOK  # whoever frees a place wakes the loop before
             return None
@@ -134,6 +137,10 @@ class Claims:
             n, last = counts.get(row.queue, (0, None))
             place = (row.priority, row.seq)
             counts[row.queue] = (n + 1, place if last is None or place > last else last)
+        if rows:
+            sizes = [len(row.input) for row in rows if row.input is not None]
+            mean = sum(sizes) / len(sizes)
+            self._size = max(1.0, mean, self._size + (mean - self._size) / 8)
         full = len(rows) >= wish.most
         behind = False
         for queue, began in zip(wish.queues, wish.marks, strict=True):

@@ -60,6 +60,9 @@ class Starter:
         workflow = self._app.runner(row.name, version)
         if self.commit.control.concerned(row) and self.commit.control.refuses(row, workflow):
             return
+        if row.input is None:
+            self.commit.refuse(row.wf, row.attempt, 0.0, "too much at once")
+            return
         if workflow is None:
             extra = {"workflow": row.id, "workflow_name": row.name, "app": self._app.name, "shard": self._shard.name}
             extra |= {} if version is None else {"version": version}

@@ -44,8 +44,8 @@ FROM generate_series(1, {ROWS // 3}) n;
 #: Statement, types of its parameters, and values.
 STATEMENTS = {
     "turn.claim": (
-        "text[], smallint[], bigint[], integer, integer, bigint, bigint",
-        "'{empty,q0,q1}', '{0,-32768,-32768}', '{90000,0,0}', 500, 500, 1, 1",
+        "text[], smallint[], bigint[], integer, integer, bigint, bigint, bigint",
+        "'{empty,q0,q1}', '{0,-32768,-32768}', '{90000,0,0}', 500, 500, 1, 1, 1000000",
     ),
     "lease.look": ("bigint, integer, float8, boolean, text[]", "1, 1, 10, true, '{empty,q0}'"),
     "turn.wake": ("timestamptz, integer", "NULL, 1000"),
@@ -170,7 +170,7 @@ def test_a_claim_behind_the_low_water_mark_reads_no_dead_entries(filled: Cluster
                 conn.execute("DELETE FROM ready WHERE queue = 'q2' AND seq < 90000")
 
             def blocks(mark: int) -> int:
-                values = f"'{{q2}}', '{{0}}', '{{{mark}}}', 100, 100, 1, 1"
+                values = f"'{{q2}}', '{{0}}', '{{{mark}}}', 100, 100, 1, 1, 1000000"
                 found = explained(filled, "turn.claim", generic=True, values=values)
                 scan = next(n for n in found if n.get("Index Name") == "ready_pkey")
                 return int(scan["Shared Hit Blocks"] + scan["Shared Read Blocks"])

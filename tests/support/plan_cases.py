@@ -112,11 +112,14 @@ CASES: dict[str, Case] = {
     "turn.drop_claims": _turn("bigint, bigint[]", "1, '{1,2}'"),
     "turn.keep_claim": _turn("bigint, bigint, bigint[], smallint[]", "1, 99, '{1,2}', '{0,0}'"),
     "turn.claim": _turn(
-        "text[], smallint[], bigint[], integer, integer, bigint, bigint", f"{_MARKS}, 500, 500, 1, 99"
+        "text[], smallint[], bigint[], integer, integer, bigint, bigint, bigint",
+        f"{_MARKS}, 500, 500, 1, 99, 1000000",
     ),
     "turn.wake": _turn("timestamptz, integer", "NULL, 1000"),
     "turn.clock": _turn(),
-    "limits.claim": _turn("text[], smallint[], bigint[], integer, bigint, bigint", f"{_MARKS}, 500, 1, 98"),
+    "limits.claim": _turn(
+        "bigint, text[], smallint[], bigint[], integer, bigint, bigint", f"1000000, {_MARKS}, 500, 1, 98"
+    ),
     "limits.states": _turn("text[], smallint[], bigint[]", _MARKS),
     "limits.have_begun": _turn("bigint, bigint[], float8[]", "1, '{1}', '{0.5}'"),
     "limits.settle": _turn(),
