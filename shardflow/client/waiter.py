@@ -23,6 +23,8 @@ log = logging.getLogger("shardflow.client")
 LEAST = 0.0004
 MOST = 0.5
 SHARE = 0.08
+#: The event loop's timers go by milliseconds: one of less than half of one would go off at once, again and again.
+TICK = 0.001
 #: Seconds from the submission to the first ask: as long as nothing is known, and at the most; and how it changes when
 #: the first ask found the end, or did not, so that somewhat more than a third of the first asks do.
 FIRST, FIRST_MOST = 0.004, 0.05
@@ -148,9 +150,9 @@ class Waiter:
         while self._awaited:
             self._changed.clear()
             next_due = max(rested, min(a.due for a in self._awaited.values()))
-            if (pause := next_due - loop.time()) > 0:
+            if (pause := next_due - loop.time()) > TICK / 2:
                 try:
-                    async with asyncio.timeout(max(pause, LEAST)):
+                    async with asyncio.timeout(pause):
                         await self._changed.wait()
                 except TimeoutError:
                     pass
