@@ -14,7 +14,7 @@ import shardflow.storage.turn as turns
 
 from ..storage import leases
 from ..storage.shard import Conn
-from .alarm import Alarm
+from .alarm import Alarm, Pace
 from .claims import IDLE_LOOK
 
 if TYPE_CHECKING:
@@ -39,21 +39,27 @@ class Rest:
         self._alarm = alarm
         self._lanes = list(lanes)
         self._patience = patience
+        self._pace = Pace()
+        self._asked = 0.0
 
     @property
     def lanes(self) -> Sequence[str] | None:
-        """What the keeper's look is to ask for; None while the loop does not rest, or looks itself."""
+        """What the keeper's look is to ask for now; None while the loop does not rest, or looks itself, and where such
+        looks take long, as when a long transaction keeps what was claimed from being removed: the bell has to do."""
         commit = self._commit
-        if commit.leaving or not commit.claims.rests:
+        if commit.leaving or not commit.claims.rests or not self._pace.due(commit.loop.time()):
             return None
+        self._asked = commit.loop.time()
         return [*self._lanes, *commit.control.lanes]
 
     def looked(self, found: bool | None, due: float | None) -> None:
         """A look has found that there may be something to do, or when there will be; None: it was not asked."""
         if found is None:
             return
+        now = self._commit.loop.time()
+        self._pace.done(now, now - self._asked)
         self._alarm.hint(due, more=found)
-        self._commit.claims.rest(self._commit.loop.time())
+        self._commit.claims.rest(now)
         if found:
             self._commit.wake()
         elif due is not None and due < SOON:
@@ -86,6 +92,10 @@ class Rest:
         if self._alarm.goes_off(now):  # somebody's time has come
             commit.claims.look()
         elif commit.claims.settled and not commit.claims.patience(now) and (fence := commit.fence) is not None:
+            if not self._pace.due(now):
+                commit.claims.rest(now)
+                return
+            self._asked = now
             lanes = [*self._lanes, *commit.control.lanes]
             async with commit.shard.deadline(conn, self._patience, "a look at the queues"):
                 seen = await leases.look(commit.shard, conn, fence.lease, fence.epoch, lanes=lanes)
