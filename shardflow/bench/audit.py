@@ -20,6 +20,10 @@ _TEXTS = {
     " OR EXISTS (SELECT FROM {schema}.wait)",
     "left": "SELECT (SELECT count(*) FROM {schema}.ready) + (SELECT count(*) FROM {schema}.claim)"
     " + (SELECT count(*) FROM {schema}.wait)",
+    "kept": "SELECT (SELECT count(*) FROM {schema}.outcome),"
+    " (SELECT count(*) FROM {schema}.outcome WHERE status <> 'succeeded')"
+    " + (SELECT coalesce(sum(deleted), 0) FROM {schema}.retention WHERE status <> 'succeeded'),"
+    " (SELECT coalesce(sum(deleted), 0) FROM {schema}.retention)",
     "written": "SELECT pg_stat_get_tuples_inserted(to_regclass(%s || '.outcome'))",
 }
 
@@ -54,6 +58,17 @@ async def audit(config: ClusterConfig, load: Load) -> Found:
             found.left += int(row[0]) if row else 0
     found.lost += load.workflows - len(seen)
     return found
+
+
+async def kept(config: ClusterConfig) -> tuple[int, int, int]:
+    """Workflows that have ended and are there; that have not ended well; that have been deleted after their end."""
+    there = bad = deleted = 0
+    for shard in map(Shard, config.shards):
+        async with await shard.connect("bench") as conn:
+            with shard.translate():
+                row = await (await conn.execute(Statements(_TEXTS, shard.names)["kept"])).fetchone() or (0, 0, 0)
+        there, bad, deleted = there + int(row[0]), bad + int(row[1]), deleted + int(row[2])
+    return there, bad, deleted
 
 
 async def _workflows(shard: Shard, conn: Conn, load: Load, found: Found, seen: set[int]) -> dict[int, int]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..model import ClusterConfig, LeaseConfig, PoolConfig, ShardConfig
+from ..model import ClusterConfig, LeaseConfig, PoolConfig, RetentionConfig, ShardConfig
 from ..resources import folder
 from ..worker.worker import Worker, tune_process
 from . import workload
@@ -189,6 +189,7 @@ def _config(raw: dict[str, Any]) -> ClusterConfig:
         raw["slots"],
         LeaseConfig(**raw["lease"]),
         PoolConfig(**raw["pool"]),
+        retention=RetentionConfig(**raw.get("retention", {})),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,16 @@ _TEXTS = {
     "statements": "SELECT sum(calls)::bigint FROM pg_stat_statements WHERE dbid ="
     " (SELECT oid FROM pg_database WHERE datname = current_database())",
     "flush": "SELECT 0 FROM pg_stat_force_next_flush()",
+    "rows": "SELECT coalesce(sum(n_tup_ins), 0)::bigint, coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint,"
+    " coalesce(sum((n_tup_ins + n_tup_upd - n_tup_hot_upd) * (SELECT count(*) FROM pg_index i"
+    " WHERE i.indrelid = t.relid AND i.indpred IS NULL)), 0)::bigint,"
+    " coalesce(sum(n_tup_ins) FILTER (WHERE relname = 'outcome'), 0)::bigint"
+    " FROM pg_stat_user_tables t WHERE schemaname = %s AND relname = ANY(%s)",
     "transactions": "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()",
 }
 
+#: The tables on a plain workflow's way.
+_TABLES = ["workflow", "ready", "claim", "step", "outcome"]
 _TICK = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -83,6 +91,29 @@ async def wal_bytes(config: ClusterConfig) -> int:
     for shard in {s.dsn: Shard(s) for s in config.shards}.values():
         async with await shard.connect("bench") as conn:
             total += await _number(shard, conn, "wal")
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Rows that were inserted, rows that updates and deletes left dead, entries of indexes (of those without a
+    condition: plain work has no place in the others), and ends among the rows."""
+
+    rows: int = 0
+    dead: int = 0
+    index_entries: int = 0
+    ends: int = 0
+
+
+async def written(config: ClusterConfig) -> Written:
+    """What plain workflows have written on all shards so far, as the servers' statistics know with some delay."""
+    total = Written()
+    for shard in map(Shard, config.shards):
+        async with await shard.connect("bench") as conn:
+            with shard.translate():
+                cursor = await conn.execute(Statements(_TEXTS, shard.names)["rows"], (shard.config.schema, _TABLES))
+                row = await cursor.fetchone() or (0, 0, 0, 0)
+        total = Written(*(old + int(new) for old, new in zip(astuple(total), row, strict=True)))
     return total
 
 

@@ -13,16 +13,16 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..client.aio import AsyncClient
-from ..model import ClusterConfig
+from ..model import ClusterConfig, RetentionConfig
 from ..storage.shard import Shard
 from .arena import Ground, fresh_cluster, ground, quiet
-from .audit import Found, Watch, audit
-from .meters import environment, server_cpu, wal_bytes
+from .audit import Found, Watch, audit, kept
+from .meters import Written, environment, server_cpu, wal_bytes, written
 from .processes import BenchFailed, Served, Workers, floor, loop_factory, workers
 from .workload import Load
 
@@ -31,6 +31,8 @@ SUBMIT = 1_000
 #: Seconds between looks at a run from outside, and without any progress before it is given up.
 _LOOK = 0.1
 _STUCK = 120.0
+#: Seconds that the servers' statistics of rows may take to come: a session that idles reports its last ones late.
+_STATISTICS = 20.0
 
 #: Told what is going on: a phase's name, how much of it is done, of how much.
 Progress = Callable[[str, int, int], None]
@@ -43,8 +45,8 @@ class ThroughputOptions:
     `config`: the cluster's file; None for embedded servers. `shards`: None for 1 embedded one, all configured ones.
     `workers`: processes, each of which serves all shards. `payload`: bytes of each input; `result`: bytes of each
     checkpoint and outcome, None for those of the payload, which is what the floor writes. `concurrency`: workflows at
-    once in each worker; None for a worker's own default. `runs`: whose medians are reported. `settings`: Postgres
-    settings of embedded servers.
+    once in each worker; None for a worker's own default. `runs`: whose medians are reported. `retention`: also drain
+    while what ended so many seconds ago is deleted; None for not. `settings`: Postgres settings of embedded servers.
     """
 
     workflows: int = 20_000
@@ -58,6 +60,7 @@ class ThroughputOptions:
     runs: int = 1
     floor: bool = True
     overlapped: bool = True
+    retention: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -78,7 +81,9 @@ def run_throughput(options: ThroughputOptions, progress: Progress = lambda phase
         for number in range(options.runs):
             name = f"run {number + 1} of {options.runs}" if options.runs > 1 else "run"
             # The floor takes turns with the runs, before and after, so that a neighbour's load falls on both.
-            parts = [_floor, drained, _overlapped] if number % 2 == 0 else [drained, _floor, _overlapped]
+            parts = [_floor, drained, _retained, _overlapped]
+            if number % 2:
+                parts = [_retained, drained, _floor, _overlapped]
             figures: dict[str, Any] = {}
             for part in parts:
                 figures |= part(options, place, lambda phase, *at, name=name: progress(f"{name}: {phase}", *at))
@@ -86,6 +91,8 @@ def run_throughput(options: ThroughputOptions, progress: Progress = lambda phase
             for floor_name in _FLOORS:
                 if per_s := figures.get(f"{floor_name}_workflows_per_s"):
                     figures[f"ratio_to_{floor_name}"] = round(figures["workflows_per_s"] / per_s, 3)
+            if per_s := figures.get("retention_workflows_per_s"):
+                figures["ratio_with_retention"] = round(per_s / figures["workflows_per_s"], 3)
             runs.append(figures)
     return _summary(options, place, surroundings, runs)
 
@@ -137,6 +144,13 @@ def _overlapped(options: ThroughputOptions, place: Ground, progress: Progress) -
         return runner.run(_overlap(options, place, progress))
 
 
+def _retained(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    if options.retention is None:
+        return {}
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_retain(options, place, progress))
+
+
 async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
     load = options.load
     async with fresh_cluster(place) as config:
@@ -149,9 +163,10 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
             await _until_drained(config, crew, load, progress)
             cpu_end, wal_end = server_cpu(place.postmasters), await wal_bytes(config)
             served = await asyncio.to_thread(crew.report)
+        rows = await _rows(config, load)
         found = await audit(config, load)
     n = load.workflows
-    seconds = end_of(served) - min(each.connected[0] for each in served)
+    seconds = _seconds(served)
     peaks = [each.rss_peak_kb for each in served if each.rss_peak_kb is not None]
     return {
         "workflows_per_s": round(n / seconds),
@@ -165,8 +180,48 @@ async def _drain(options: ThroughputOptions, place: Ground, progress: Progress) 
         "submit_postgres_cpu_us_per_workflow": _between(cpu_start, cpu_submitted, n),
         "wal_bytes_per_workflow": round((wal_end - wal_start) / n),
         "submit_wal_bytes_per_workflow": round((wal_submitted - wal_start) / n),
+        "rows_per_workflow": round(rows.rows / n, 2) if rows else None,
+        "index_entries_per_workflow": round(rows.index_entries / n, 2) if rows else None,
+        "dead_rows_per_workflow": round(rows.dead / n, 2) if rows else None,
         "worker_max_rss_mb": round(max(peaks) / 1024, 1) if peaks else None,
         **verdict_on(found, served, load),
+    }
+
+
+async def _rows(config: ClusterConfig, load: Load) -> Written | None:
+    """What was written, when all of it has come to be known; None where it does not."""
+    deadline = time.monotonic() + _STATISTICS
+    while (found := await written(config)).ends < load.workflows or found.dead < load.workflows:
+        if time.monotonic() > deadline:
+            return None
+        await asyncio.sleep(_LOOK)
+    return found
+
+
+async def _retain(options: ThroughputOptions, place: Ground, progress: Progress) -> dict[str, Any]:
+    """As `_drain`, with retention; what it has deleted was there, so only what ended and how is counted."""
+    load = options.load
+    async with fresh_cluster(place) as fresh:
+        config = replace(fresh, retention=RetentionConfig(succeeded=options.retention))
+        with workers(config, options.workers, options.concurrency, timed=True) as crew:
+            await quiet(place)
+            await submit(config, load, progress)
+            cpu_submitted = server_cpu(place.postmasters)
+            await asyncio.to_thread(crew.go)
+            await _until_drained(config, crew, load, progress)
+            cpu_end, (there, bad, deleted) = server_cpu(place.postmasters), await kept(config)
+            served = await asyncio.to_thread(crew.report)
+        there_now, bad_now, deleted_now = await kept(config)
+    n, ended = load.workflows, there_now + deleted_now
+    return {
+        "retention_workflows_per_s": round(n / _seconds(served)),
+        "retention_deleted_per_workflow": round(deleted / n, 3),
+        "retention_worker_cpu_us_per_workflow": _micros(cpu_of(served), n),
+        "retention_postgres_cpu_us_per_workflow": _between(cpu_submitted, cpu_end, n),
+        "retention_lost": max(0, n - ended),
+        "retention_duplicated": max(0, ended - n) + max(0, sum(each.workflows for each in served) - n),
+        "retention_wrong": max(bad, bad_now),
+        "retention_left": max(0, n - there - deleted),
     }
 
 
@@ -245,6 +300,11 @@ def end_of(served: Sequence[Served]) -> float:
     return max(ends)
 
 
+def _seconds(served: Sequence[Served]) -> float:
+    """From the first worker's leases to the last one's last commit."""
+    return end_of(served) - min(each.connected[0] for each in served)
+
+
 def cpu_of(served: Sequence[Served]) -> float:
     """CPU seconds of all workers while they had something to do."""
     return sum((each.idle or each.connected)[1] - each.connected[1] for each in served)
@@ -296,13 +356,21 @@ def _summary(
         "submit_postgres_cpu_us_per_workflow",
         "wal_bytes_per_workflow",
         "submit_wal_bytes_per_workflow",
+        "rows_per_workflow",
+        "index_entries_per_workflow",
+        "dead_rows_per_workflow",
+        "retention_workflows_per_s",
+        "ratio_with_retention",
+        "retention_deleted_per_workflow",
+        "retention_worker_cpu_us_per_workflow",
+        "retention_postgres_cpu_us_per_workflow",
     ):
         values = [run[key] for run in runs if run.get(key) is not None]
         figures[key] = statistics.median(values) if values else None
     peaks = [run["worker_max_rss_mb"] for run in runs if run["worker_max_rss_mb"] is not None]
     figures["worker_max_rss_mb"] = max(peaks) if peaks else None
     for key in _FAULTS:
-        figures[key] = sum(run[key] + run.get(f"overlapped_{key}", 0) for run in runs)
+        figures[key] = sum(run.get(part + key, 0) for run in runs for part in ("", "overlapped_", "retention_"))
     load = options.load
     asked = asdict(load) | {
         "workers": options.workers,
@@ -311,6 +379,7 @@ def _summary(
         "servers": "embedded" if place.servers is not None else "configured",
         "settings": dict(options.settings),
         "runs": options.runs,
+        "retention": options.retention,
     }
     return {
         **figures,

@@ -34,6 +34,12 @@ _THROUGHPUT = {
     "submit_client_cpu_us_per_workflow": "submit: client CPU, µs a workflow",
     "submit_postgres_cpu_us_per_workflow": "submit: Postgres CPU, µs a workflow",
     "wal_bytes_per_workflow": "WAL bytes a workflow",
+    "rows_per_workflow": "rows written a workflow",
+    "index_entries_per_workflow": "index entries a workflow",
+    "dead_rows_per_workflow": "dead rows a workflow",
+    "retention_workflows_per_s": "with retention, workflows/s, drained",
+    "ratio_with_retention": "ratio to that without",
+    "retention_deleted_per_workflow": "deleted by then, of one",
     "worker_max_rss_mb": "worker's largest size, MB",
     "lost": "lost",
     "duplicated": "duplicated",
@@ -110,6 +116,12 @@ bench.add_command(report_command)
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Runs; medians are reported.")
 @click.option("--floor/--no-floor", default=True, help="Also measure the bare loop on the first server.")
 @click.option("--overlapped/--no-overlapped", default=True, help="Also submit while the workers drain.")
+@click.option(
+    "--retention",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Also drain while what ended so long ago is deleted.",
+)
 @_shared
 @pass_settings
 def throughput(

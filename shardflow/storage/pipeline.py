@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 #: A statement with parameters of these types.
 _Key = tuple[bytes, tuple[int, ...]]
+#: Parameters as libpq takes them: values, types, formats.
+_Dumped = tuple[Sequence[Any], tuple[int, ...], Sequence[pq.Format]]
 #: What is prepared on each connection, with the names that the server has for it, which psycopg gives to nothing.
 _prepared: WeakKeyDictionary[Conn, dict[_Key, bytes]] = WeakKeyDictionary()
 _names = map(b"shardflow_%d".__mod__, itertools.count())
@@ -34,21 +37,27 @@ _numbered: dict[bytes, bytes] = {}
 _FINE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 #: The server has not got a statement that was prepared: psycopg, or a pooler, has made the session forget all.
 _FORGOTTEN = "26000"
+#: What raises the error that since then the schema has changed, so that the answer would have other types of columns.
+_CHANGED = ("0A000", "RevalidateCachedQuery")
+
+
+#: Seconds for telling the server that a round trip was given up.
+CANCEL_SECONDS = 2.0
 
 
 class Reply:
     """What the server answers to one statement; to be read when `run` has returned."""
 
-    __slots__ = ("_pipeline", "result")
+    __slots__ = ("_conn", "result")
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, conn: Conn) -> None:
+        self._conn = conn  # not the pipeline, which has its replies: only the garbage collector would free them
         self.result: PGresult | None = None
 
     def rows(self, make: Callable[[Sequence[Any]], T]) -> list[T]:
         """The rows, each as `make` makes it of a sequence of its values."""
         assert self.result is not None
-        loader = Transformer(self._pipeline.conn)
+        loader = Transformer(self._conn)
         loader.set_pgresult(self.result)
         return loader.load_rows(0, self.result.ntuples, make)
 
@@ -74,29 +83,37 @@ class Pipeline:
         self.conn = conn
         self._prepare = prepare
         self._dumper = Transformer(conn)
-        self._asked: list[tuple[bytes, Sequence[Any], bool, Reply]] = []
+        self._asked: list[tuple[bytes, _Dumped, bool, Reply]] = []
 
     def add(self, statement: bytes, parameters: Sequence[Any] = (), *, binary: bool = False) -> Reply:
-        """One more statement, with `%s` for each parameter; `binary`, whether it is answered in the binary format."""
-        reply = Reply(self)
-        self._asked.append((statement, parameters, binary, reply))
+        """One more statement, with `%s` for each parameter; `binary`, whether it is answered in the binary format.
+
+        Parameters that cannot be sent fail here, while nothing is on its way.
+        """
+        reply = Reply(self.conn)
+        dumped: _Dumped = (), (), ()
+        if parameters:
+            dumper = self._dumper
+            values = dumper.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+            dumped = values, tuple(dumper.types or ()), tuple(dumper.formats or ())
+        self._asked.append((statement, dumped, binary, reply))
         return reply
 
     async def run(self) -> None:
         """Sends all and waits for the answers; afterwards the replies can be read.
 
         Raises psycopg's error for the first statement that failed, and OperationalError where the connection did.
-        What is sent is to be one transaction. Cancelled, it closes the connection.
+        What is sent is to be one transaction. Cancelled, it has the server stop and closes the connection.
         """
         async with self.conn.lock:
             try:
                 await self._exchange()
             except psycopg.Error as error:
-                if error.sqlstate != _FORGOTTEN or not self._prepare:
+                stale = error.sqlstate == _FORGOTTEN or (error.sqlstate, error.diag.source_function) == _CHANGED
+                if not stale or not _prepared.pop(self.conn, None):
                     raise
-                # Since a statement was missing nothing was done.
-                _prepared.pop(self.conn, None)
-                self._asked.insert(0, (b"ROLLBACK", (), False, Reply(self)))
+                # Since a statement has failed nothing was done.
+                self._asked.insert(0, (b"ROLLBACK", ((), (), ()), False, Reply(self.conn)))
                 await self._exchange()
 
     async def _exchange(self) -> None:
@@ -104,15 +121,18 @@ class Pipeline:
         pgconn.enter_pipeline_mode()
         expected: list[Reply | tuple[_Key, bytes]] = []
         try:
-            for statement, parameters, binary, reply in self._asked:
-                self._send(statement, parameters, binary, expected)
+            for statement, dumped, binary, reply in self._asked:
+                self._send(statement, dumped, binary, expected)
                 expected.append(reply)
             pgconn.pipeline_sync()
-            results = await _answers(pgconn)
-        except BaseException:
+            results = await _Exchange(pgconn).results()
+            pgconn.exit_pipeline_mode()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):  # nobody wants it: the server need not go on
+                with suppress(Exception):
+                    await self.conn.cancel_safe(timeout=CANCEL_SECONDS)
             pgconn.finish()  # it is not known what the server still does or says
             raise
-        pgconn.exit_pipeline_mode()
         known = _prepared.setdefault(self.conn, {})
         for result, what in zip(results, expected, strict=True):
             if result.status not in _FINE:
@@ -123,17 +143,11 @@ class Pipeline:
                 known[what[0]] = what[1]
 
     def _send(
-        self, statement: bytes, parameters: Sequence[Any], binary: bool, expected: list[Reply | tuple[_Key, bytes]]
+        self, statement: bytes, dumped: _Dumped, binary: bool, expected: list[Reply | tuple[_Key, bytes]]
     ) -> None:
         """Hands one statement over; what is prepared for it is expected first."""
         pgconn, text = self.conn.pgconn, _numbered.get(statement) or _number(statement)
-        values: Sequence[Any] = ()
-        types: tuple[int, ...] = ()
-        formats: Sequence[pq.Format] = ()
-        if parameters:
-            dumper = self._dumper
-            values = dumper.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
-            types, formats = tuple(dumper.types or ()), dumper.formats or ()
+        values, types, formats = dumped
         answered = pq.Format.BINARY if binary else pq.Format.TEXT
         if not self._prepare:
             pgconn.send_query_params(text, values, types, formats, answered)
@@ -154,23 +168,53 @@ def _number(statement: bytes) -> bytes:
     return text
 
 
-async def _answers(pgconn: pq.abc.PGconn) -> list[PGresult]:
-    """Sends what is not sent yet, and waits for all results up to the end of the pipeline."""
-    loop = asyncio.get_running_loop()
-    over: asyncio.Future[None] = loop.create_future()
-    results: list[PGresult] = []
-    descriptor, writing = pgconn.socket, False
+class _Exchange:
+    """The connection's side of a round trip: what is not sent yet, and what has come."""
 
-    def flush() -> None:
-        nonlocal writing
-        unsent = bool(pgconn.flush())
-        if unsent and not writing:
-            loop.add_writer(descriptor, step, flush)
-        elif writing and not unsent:
-            loop.remove_writer(descriptor)
-        writing = unsent
+    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+        self._pgconn = pgconn
+        self._descriptor = pgconn.socket
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._results: list[PGresult] = []
+        self._writing = False
 
-    def read() -> None:
+    async def results(self) -> list[PGresult]:
+        """All results up to the end of the pipeline."""
+        self._loop.add_reader(self._descriptor, self._readable)
+        try:
+            self._writable()
+            await self._over
+        finally:
+            self._loop.remove_reader(self._descriptor)
+            if self._writing:
+                self._loop.remove_writer(self._descriptor)
+        return self._results
+
+    def _readable(self) -> None:
+        if not self._over.done():
+            try:
+                self._read()
+            except Exception as error:
+                self._over.set_exception(error)
+
+    def _writable(self) -> None:
+        if not self._over.done():
+            try:
+                self._flush()
+            except Exception as error:
+                self._over.set_exception(error)
+
+    def _flush(self) -> None:
+        unsent = bool(self._pgconn.flush())
+        if unsent and not self._writing:
+            self._loop.add_writer(self._descriptor, self._writable)
+        elif self._writing and not unsent:
+            self._loop.remove_writer(self._descriptor)
+        self._writing = unsent
+
+    def _read(self) -> None:
+        pgconn = self._pgconn
         pgconn.consume_input()
         while not pgconn.is_busy():
             result = pgconn.get_result()
@@ -179,26 +223,8 @@ async def _answers(pgconn: pq.abc.PGconn) -> list[PGresult]:
                     raise psycopg.OperationalError(pgconn.get_error_message())
                 continue
             if result.status == pq.ExecStatus.PIPELINE_SYNC:
-                over.set_result(None)
+                self._over.set_result(None)
                 return
-            results.append(result)
-        if writing:
-            flush()  # the server may have waited until somebody read
-
-    def step(what: Callable[[], None]) -> None:
-        if over.done():
-            return
-        try:
-            what()
-        except Exception as error:
-            over.set_exception(error)
-
-    loop.add_reader(descriptor, step, read)
-    try:
-        step(flush)
-        await over
-    finally:
-        loop.remove_reader(descriptor)
-        if writing:
-            loop.remove_writer(descriptor)
-    return results
+            self._results.append(result)
+        if self._writing:
+            self._flush()  # the server may have waited until somebody read

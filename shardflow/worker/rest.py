@@ -44,8 +44,8 @@ class Rest:
 
     @property
     def lanes(self) -> Sequence[str] | None:
-        """What the keeper's look is to ask for now; None while the loop does not rest, or looks itself, and where such
-        looks take long, as when a long transaction keeps what was claimed from being removed: the bell has to do."""
+        """What the keeper's look is to ask for; None while the loop does not rest, or looks itself. Nor where such
+        looks take long, as a long transaction keeps what was claimed from being removed: then the bell has to do."""
         commit = self._commit
         if commit.leaving or not commit.claims.rests or not self._pace.due(commit.loop.time()):
             return None

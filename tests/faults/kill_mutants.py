@@ -154,7 +154,11 @@ def wake_in_two_turns() -> None:
     """What wakes is taken from its place in one transaction and made ready in the next one."""
     _statement("turn", "wake", "ON w.wf = due.wf\n", "ON w.wf = due.wf AND false\n")
     nothing = "'{{}}'::text[], '{{}}'::smallint[], '{{}}'::bigint[]"
-    _statement("turn", "wake", "array_agg(queue), array_agg(priority), array_agg(seq) FROM first", nothing)
+    answered = (
+        "array_agg(queue), array_agg(priority), array_agg(seq),"
+        " date_part('epoch', clock_timestamp() - statement_timestamp())\nFROM first"
+    )
+    _statement("turn", "wake", answered, nothing + ", 0::float8")
     real = turns.commit
     nowhere = """
         INSERT INTO shardflow.ready (seq, wf, priority, replay, queue)

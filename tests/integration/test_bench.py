@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from shardflow import AsyncClient, ClusterConfig, Worker
-from shardflow.bench.audit import Found, audit
+from shardflow.bench.audit import Found, audit, kept
 from shardflow.bench.workload import Load, app
 from shardflow.cli.bench import bench
 from shardflow.embedded import Servers
@@ -68,6 +68,15 @@ async def test_a_fault_in_the_database_is_found(drained: ClusterConfig, statemen
     assert asdict(found)[fault] >= 1
 
 
+async def test_what_was_deleted_after_its_end_was_kept_until_then(drained: ClusterConfig) -> None:
+    assert await kept(drained) == (60, 0, 0)
+    await _spoil(drained, "UPDATE retention SET deleted = 3 WHERE status = 'succeeded'")
+    assert await kept(drained) == (60, 0, 3)
+    await _spoil(drained, "UPDATE outcome SET status = 'failed' WHERE wf = (SELECT wf FROM outcome LIMIT 1)")
+    await _spoil(drained, "UPDATE retention SET deleted = 2 WHERE status = 'dead'")
+    assert await kept(drained) == (60, 3, 5)
+
+
 def _configured(path: Path, servers: Servers) -> Path:
     shards = [{"name": f"s{i}", "dsn": server.dsn} for i, server in enumerate(list(servers)[:2])]
     path.write_text(yaml.safe_dump({"name": "mine", "shards": shards}))
@@ -109,6 +118,11 @@ def test_throughput_on_configured_servers_leaves_nothing_behind(servers: Servers
     assert figures["ratio_to_floor"] > 0
     assert figures["postgres_cpu_us_per_workflow"] is None
     assert figures["wal_bytes_per_workflow"] > 100
+    # A submission, a checkpoint, an end and an entry of the queue, which is gone; and parts of receipts for many.
+    assert 4 <= figures["rows_per_workflow"] < 5
+    assert 5 <= figures["index_entries_per_workflow"] < 6
+    assert 1 <= figures["dead_rows_per_workflow"] < 2
+    assert "retention_workflows_per_s" not in run
     assert asyncio.run(_schemas(servers)) == before
 
 
@@ -137,6 +151,30 @@ def test_latency_beside_a_backlog_that_drains(servers: Servers, tmp_path: Path) 
     assert figures["backlog_claimed_per_s"] > 0
     assert figures["errors"] == 0
     assert figures["options"]["backlog"] == 3000
+
+
+def test_throughput_with_retention_accounts_for_what_was_deleted(servers: Servers, tmp_path: Path) -> None:
+    config = _configured(tmp_path / "cluster.yaml", servers)
+    arguments = [
+        "throughput",
+        "--config",
+        str(config),
+        "--workflows",
+        "400",
+        "--no-floor",
+        "--no-overlapped",
+        "--json",
+    ]
+    answer = CliRunner().invoke(bench, [*arguments, "--retention", "0.1"])
+    assert answer.exit_code == 0, answer.output
+    figures = json.loads(answer.stdout)
+    assert figures["verified"] is True
+    assert figures["options"]["retention"] == 0.1
+    assert figures["ratio_with_retention"] == pytest.approx(
+        figures["retention_workflows_per_s"] / figures["workflows_per_s"], abs=0.001
+    )
+    assert 0 <= figures["retention_deleted_per_workflow"] <= 1
+    assert [figures["runs"][0][f"retention_{key}"] for key in ("lost", "duplicated", "wrong", "left")] == [0] * 4
 
 
 def test_a_table_is_for_people(servers: Servers, tmp_path: Path) -> None:

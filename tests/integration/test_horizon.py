@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -19,6 +21,7 @@ from shardflow import App, AsyncClient, ClusterConfig, Queue
 from shardflow.sql import load
 from shardflow.storage import leases, turn
 from shardflow.storage.turn import ClaimWanted
+from shardflow.worker import alarm
 
 #: Rows that are deleted while the transaction is open, and how many blocks a look may touch.
 DEAD, FEW = 5_000, 60
@@ -232,3 +235,45 @@ async def test_the_marks_of_waking_lie_at_the_time_of_their_looks(shard_config: 
         assert answer.chores_took > 0
         assert again.chores_took == 0
         await until(lambda: one(shard_config, "SELECT count(*) FROM outcome") == 1)
+
+
+class Once(alarm.Pace):
+    def due(self, now: float) -> bool:
+        return self._at < 0
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_what_was_committed_behind_the_mark_is_woken_though_no_look_from_the_start_is_due(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """On a busy shard since looks overlap, on an idle one since the keeper sees that it is overdue."""
+    config, app, marks = make_cluster(shards=1), App(), list[datetime]()
+    real = turn.commit
+
+    async def watched(*given: Any) -> Any:
+        answer = await real(*given)
+        if answer.woken_to is not None:
+            marks.append(answer.woken_to)
+        return answer
+
+    monkeypatch.setattr(turn, "commit", watched)
+    monkeypatch.setattr(alarm, "Pace", Once)
+    monkeypatch.setattr(alarm, "OVERLAP", 60.0 if busy else 0.0)
+
+    @app.workflow
+    async def work(number: int) -> int:
+        return number
+
+    async with running(config, app), AsyncClient(config) as client:
+        (late,) = await client.submit_many([work.call(7).set(id="late", delay=3600.0)])
+        with connect(config) as other:
+            other.execute("BEGIN")
+            row = other.execute("UPDATE wait SET wake_at = now() RETURNING wake_at").fetchone()
+            assert row is not None
+            while not marks or marks[-1] <= row[0]:
+                await (await client.submit(work, 1)).result(30)
+            other.execute("COMMIT")
+        task = asyncio.create_task(late.result(20))
+        while busy and not task.done():
+            await (await client.submit(work, 1)).result(30)
+        assert await task == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ from shardflow import ClusterConfig
 from shardflow.storage.arrays import Byteas, Int8s, Texts
 from shardflow.storage.pipeline import Pipeline
 from shardflow.storage.shard import Conn, Shard
+from shardflow.storage.turn import roll_back
 
 BEGIN, COMMIT = b"BEGIN", b"COMMIT"
 #: More than the sockets' buffers and libpq's take in either direction.
@@ -106,6 +108,79 @@ async def test_a_session_that_has_forgotten_its_statements_is_asked_again(shard_
         assert rows == [(0,), (1,), (2,)], "written twice, or not at all"
 
 
+async def test_one_statement_alone_is_asked_again_too(shard_config: ClusterConfig) -> None:
+    async with opened(shard_config) as conn:
+        await conn.execute("CREATE TEMP TABLE seen (n int)")
+        for n in range(3):
+            pipe = Pipeline(conn, prepare=True)
+            pipe.add(b"INSERT INTO seen VALUES (%s)", (n,))
+            await pipe.run()
+            assert conn.info.transaction_status == pq.TransactionStatus.IDLE
+            await conn.execute("DEALLOCATE ALL")
+        rows = await (await conn.execute("SELECT n FROM seen ORDER BY n")).fetchall()
+        assert rows == [(0,), (1,), (2,)], "written twice, or not at all"
+
+
+async def test_a_statement_whose_answer_a_change_of_the_schema_alters_is_prepared_anew(
+    shard_config: ClusterConfig,
+) -> None:
+    """Otherwise a worker that was there before a migration would have all of its turns refused."""
+    async with opened(shard_config) as conn:
+        await conn.execute("CREATE TEMP TABLE seen (n int)")
+        for type in ("int", "bigint", "text"):
+            await conn.execute(f"ALTER TABLE seen ALTER n TYPE {type}")
+            pipe = Pipeline(conn, prepare=True)
+            pipe.add(BEGIN)
+            pipe.add(b"INSERT INTO seen VALUES (1)")
+            many = pipe.add(b"SELECT n FROM seen", binary=True)
+            pipe.add(COMMIT)
+            await pipe.run()
+            assert conn.info.transaction_status == pq.TransactionStatus.IDLE
+        assert many.rows(tuple) == [("1",)] * 3, "written twice, or not at all"
+
+
+async def test_what_is_not_supported_is_asked_once_and_leaves_what_was_prepared(shard_config: ClusterConfig) -> None:
+    """The same code as for a change of the schema, raised by whatever else, such as a user's trigger."""
+    raises = b"DO $$ BEGIN RAISE 'no' USING ERRCODE = '0A000'; END $$"
+    async with opened(shard_config) as conn:
+        for _ in range(20):
+            pipe = Pipeline(conn, prepare=True)
+            pipe.add(BEGIN)
+            pipe.add(raises)
+            pipe.add(COMMIT)
+            with pytest.raises(errors.FeatureNotSupported):
+                await pipe.run()
+            await conn.rollback()
+        assert len(await names(conn)) == 2
+
+
+async def test_turns_that_are_refused_leave_nothing_behind(shard_config: ClusterConfig) -> None:
+    async with opened(shard_config) as conn:
+        for n in range(300):
+            pipe = Pipeline(conn, prepare=True)
+            pipe.add(BEGIN)
+            pipe.add(b"SELECT %s::text", ("x",))
+            pipe.add(b"SELECT 1 / %s::int", (0,))
+            pipe.add(b"SELECT %s::bigint", (n,))
+            pipe.add(COMMIT)
+            with pytest.raises(errors.DivisionByZero):
+                await pipe.run()
+            await roll_back(conn)
+        assert len(await names(conn)) == 3
+
+
+async def test_what_cannot_be_sent_leaves_the_connection_as_it_is(shard_config: ClusterConfig) -> None:
+    async with opened(shard_config) as conn:
+        pipe = Pipeline(conn, prepare=True)
+        pipe.add(BEGIN)
+        with pytest.raises(psycopg.DataError):
+            pipe.add(b"SELECT %s", ("a\0b",))
+        with pytest.raises(UnicodeEncodeError):
+            pipe.add(b"SELECT %s", (Texts(["\ud800"]),))
+        assert conn.info.transaction_status == pq.TransactionStatus.IDLE
+        assert await (await conn.execute("SELECT 1")).fetchone() == (1,)
+
+
 async def test_behind_a_pooler_nothing_is_prepared(shard_config: ClusterConfig) -> None:
     async with opened(shard_config) as conn:
         pipe = Pipeline(conn, prepare=False)
@@ -145,3 +220,39 @@ async def test_a_cancelled_round_trip_closes_the_connection(shard_config: Cluste
         with pytest.raises(asyncio.CancelledError):
             await task
         assert conn.closed, "an answer to somebody else's question would be read next"
+
+
+async def test_what_was_answered_is_freed_without_the_garbage_collector(shard_config: ClusterConfig) -> None:
+    """It comes seldom in a worker, and answers are large."""
+    async with opened(shard_config) as conn:
+        pipe = Pipeline(conn, prepare=True)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                pipe = Pipeline(conn, prepare=True)
+                pipe.add(BEGIN)
+                reply = pipe.add(b"SELECT %s::text", ("x" * 1_000,))
+                pipe.add(COMMIT)
+                await pipe.run()
+                reply.one()
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
+
+
+async def test_the_server_stops_what_was_cancelled(shard_config: ClusterConfig) -> None:
+    async with opened(shard_config) as conn:
+        await conn.execute("CREATE TEMP TABLE mine (n int)")
+        pid = conn.info.backend_pid
+        with connect(shard_config) as other, other.transaction():
+            other.execute("LOCK TABLE workflow IN SHARE MODE")
+            pipe = Pipeline(conn, prepare=True)
+            pipe.add(b"INSERT INTO shardflow.workflow SELECT * FROM shardflow.workflow")
+            task = asyncio.create_task(pipe.run())
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+            await until(lambda: one(shard_config, waits, pid))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda: not one(shard_config, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid))

@@ -96,6 +96,7 @@ async def test_each_kind_of_end_is_kept_as_long_as_it_is_to_be(shard_config: Clu
                 await client.submit(work, "lost", id=f"{name} dead", queue="nobody's")
             suspended = "SELECT count(*) FROM wait"
             await until(lambda: one(config, suspended) == 3)
+            await until(lambda: one(config, "SELECT count(*) FROM outcome WHERE status = 'cancelled'") == 3)
         wf = {row[1]: row[0] for row in rows(config, "SELECT wf, id FROM workflow")}
         rows(config, "DELETE FROM ready")
         rows(config, "INSERT INTO outcome (wf, status) SELECT wf, 'dead' FROM workflow WHERE queue <> 'default'")

@@ -115,6 +115,8 @@ def scaleout() -> dict[str, Any]:
         for shards, rate in ((1, 2_000), (2, 3_950), (4, 7_800), (8, 14_900))
     ]
     opened = [{**point, "workflows_per_s": point["shards"] * 1_000, "result_p99_ms": 90.0} for point in drained]
+    for point in opened:
+        point["offered_per_s"] = point["shards"] * 1_010
     options = {"shards": [1, 2, 4, 8], "steps": 1, "runs": 3, "throttle": "cgroup v1", "share_of_a_core": 0.04}
     series = {"drained": drained, "apart": drained[-1:], "open": opened}
     return {**head("scaleout", **options), "series": series, "verified": True, "runs": []}
@@ -136,6 +138,24 @@ _RATES: dict[str, dict[int, float]] = {
 }
 
 
+_PROCESSES = {"dbos": {0: 2, 1: 3, 3: 3}, "pgqueuer": {0: 2}, "shardflow": {0: 1, 1: 1, 3: 1}}
+
+
+def sweep() -> dict[str, Any]:
+    """What `benchmarks/compare --sweep --out` writes."""
+    figures = [
+        {"system": system, "steps": 0, "variant": variant, "runs": 1, "verified": True, "workflows_per_s": rate}
+        for system, variant, rate in (
+            ("dbos", '{"threads": 8}', 680),
+            ("dbos", '{"processes": 2}', 1_120),
+            ("dbos", "{}", 750),
+            ("awa", "{}", 6_000),
+        )
+    ]
+    figures.append({**figures[0], "steps": 1, "workflows_per_s": 320})
+    return {**head("compare-sweep", payload=100, shards=1), "systems": {}, "figures": figures, "runs": []}
+
+
 def compare() -> dict[str, Any]:
     """What `benchmarks/compare --out` writes."""
     figures, runs = [], []
@@ -147,6 +167,7 @@ def compare() -> dict[str, Any]:
                     "system": system,
                     "runs": 3,
                     "verified": True,
+                    "processes": _PROCESSES.get(system, {}).get(steps),
                     "workflows_per_s": rate,
                     "submit_per_s": 3_000,
                     "wal_bytes_per_workflow": 3_100,
@@ -243,6 +264,7 @@ def everything() -> dict[str, dict[str, Any]]:
         "latency-100": latency(100),
         "latency-1000": latency(1_000, 7.8, 31),
         "compare": compare(),
+        "sweep": sweep(),
         "scaleout": scaleout(),
         "soak": soak(),
         "horizon": horizon(),

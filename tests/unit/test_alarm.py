@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from shardflow.worker.alarm import COST_FACTOR, EVERY, FAR, Alarm
+from shardflow.worker.alarm import COST_FACTOR, EVERY, FAR, OVERLAP, SELDOM, Alarm
 
 #: What the server's clock shows at a look.
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
+#: Where the next look begins then.
+MARK = THEN - timedelta(seconds=OVERLAP)
 
 
 class Clock(asyncio.AbstractEventLoop):
@@ -20,13 +22,15 @@ class Clock(asyncio.AbstractEventLoop):
 
 
 def rested(took: float = 0.0) -> tuple[Any, Alarm]:
-    """After a look from the start that took so many seconds."""
+    """After two looks from the start that took so many seconds each."""
     clock = Clock()
     alarm = Alarm(clock)
-    assert alarm.rings(clock.now)
-    assert alarm.since(clock.now) is None
-    alarm.looked(None, THEN, None, more=False, took=took)
-    alarm.chores_done(took)
+    for _ in range(2):
+        clock.now += SELDOM
+        assert alarm.rings(clock.now)
+        assert alarm.since(clock.now) is None
+        alarm.looked(None, THEN, None, more=False, took=took)
+        alarm.chores_done(took)
     assert alarm.patience(clock.now) == FAR
     return clock, alarm
 
@@ -52,13 +56,13 @@ def test_somebody_elses_look_brings_the_time_nearer_and_never_puts_it_off() -> N
 
 def test_a_look_begins_where_the_last_one_ended_and_from_the_start_now_and_then() -> None:
     clock, alarm = rested()
-    assert alarm.since(clock.now + EVERY * 0.9) == THEN
+    assert alarm.since(clock.now + EVERY * 0.9) == MARK
     assert alarm.since(clock.now + EVERY) is None, "what others suspended is never looked for"
 
 
 def test_a_look_from_the_start_is_the_rarer_the_longer_it_takes_and_chores_are_likewise() -> None:
     clock, alarm = rested(took=0.1)
-    assert alarm.since(clock.now + 0.09 * COST_FACTOR) == THEN
+    assert alarm.since(clock.now + 0.09 * COST_FACTOR) == MARK
     assert not alarm.chores(clock.now + 0.09 * COST_FACTOR)
     assert alarm.since(clock.now + 0.1 * COST_FACTOR) is None
     assert alarm.chores(clock.now + 0.1 * COST_FACTOR)
@@ -68,10 +72,10 @@ def test_what_a_full_look_left_is_looked_at_again_from_the_same_time() -> None:
     clock, alarm = rested(took=0.1)
     later = THEN.replace(year=2027)
     alarm.looked(THEN, later, None, more=True, took=0.0)
-    assert alarm.since(clock.now) == THEN, "it steps over what it was not allowed to wake"
+    assert alarm.since(clock.now) == MARK, "it steps over what it was not allowed to wake"
     assert alarm.rings(clock.now)
     alarm.looked(THEN, later, None, more=False, took=0.0)
-    assert alarm.since(clock.now) == later
+    assert alarm.since(clock.now) == later - timedelta(seconds=OVERLAP)
     clock.now += 0.1 * COST_FACTOR
     alarm.looked(None, later, None, more=True, took=0.0)
     assert alarm.since(clock.now) is None, "half a look from the start counts as one"
@@ -91,3 +95,43 @@ def test_what_somebody_else_found_is_attended_to_at_once() -> None:
     assert alarm.chores(clock.now)
     alarm.chores_done(0.1)
     assert not alarm.chores(clock.now)
+
+
+def test_a_server_that_stood_still_once_does_not_slow_down_what_comes() -> None:
+    clock, alarm = rested()
+    alarm.looked(None, THEN, None, more=False, took=30.0)
+    alarm.chores_done(30.0)
+    assert alarm.since(clock.now + EVERY) is None
+    assert alarm.chores(clock.now + EVERY)
+
+
+def test_however_long_looks_take_they_are_repeated() -> None:
+    clock, alarm = rested(took=1_000.0)
+    assert alarm.since(clock.now + SELDOM * 0.9) == MARK
+    assert alarm.since(clock.now + SELDOM) is None
+    assert alarm.chores(clock.now + SELDOM)
+
+
+def test_what_somebody_else_saw_behind_the_mark_is_looked_for_from_the_start() -> None:
+    clock, alarm = rested(took=1.0)
+    alarm.hint(-OVERLAP / 2, more=False)
+    assert alarm.since(clock.now) == MARK, "a look that overlaps the last one finds it"
+    alarm.hint(-OVERLAP, more=False)
+    assert alarm.goes_off(clock.now)
+    assert alarm.rings(clock.now)
+    assert alarm.since(clock.now) is None
+    alarm.looked(None, THEN, None, more=False, took=1.0)
+    assert alarm.since(clock.now) == MARK
+
+
+def test_what_becomes_known_while_a_look_is_under_way_is_not_forgotten() -> None:
+    clock, alarm = rested()
+    clock.now += EVERY
+    assert alarm.rings(clock.now)
+    alarm.due_in(2.0)
+    alarm.hint(None, more=True)
+    alarm.looked(THEN, THEN, 7.0, more=False, took=0.0)
+    assert alarm.patience(clock.now) == 2.0, "it looked before that was suspended"
+    assert alarm.rings(clock.now)
+    alarm.looked(THEN, THEN, 7.0, more=False, took=0.0)
+    assert alarm.patience(clock.now) == 7.0

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from shardflow.bench import latency, meters, workload
+from shardflow.bench import child, latency, meters, workload
 from shardflow.bench.processes import BenchFailed, Child
 from shardflow.bench.workload import LEAST_PAYLOAD, LEAST_RESULT, Load, id_of, number_of
 from shardflow.cli.bench import bench
-from shardflow.model import ClusterConfig, ShardConfig
+from shardflow.model import ClusterConfig, RetentionConfig, ShardConfig
 
 
 @pytest.mark.parametrize("payload", [LEAST_PAYLOAD, 100, 4096])
@@ -76,6 +78,11 @@ def test_cpu_of_a_server_counts_processes_that_live_and_that_have_ended() -> Non
 
 def test_no_server_of_ours_has_no_cpu_figure() -> None:
     assert meters.server_cpu([]) is None
+
+
+def test_a_worker_process_has_the_clusters_retention() -> None:
+    config = ClusterConfig("it", (ShardConfig("s0", "dbname=it"),), retention=RetentionConfig(succeeded=0.5, dead=9))
+    assert child._config(json.loads(json.dumps(asdict(config)))).retention == config.retention
 
 
 def _spec() -> dict[str, object]:

@@ -20,6 +20,7 @@ from unit import bench_samples as samples
 from shardflow.bench.report.canvas import balanced
 from shardflow.bench.report.charts import Bars, Ink, Lines, Picture
 from shardflow.bench.report.compare import part
+from shardflow.bench.report.drawing import ORIGIN, digest
 from shardflow.bench.report.lines import spread
 from shardflow.bench.report.make import gather
 from shardflow.bench.report.words import exact, number, rough, span
@@ -164,6 +165,30 @@ def test_other_situations_have_pictures_of_their_own(tmp_path: Path) -> None:
     assert "4 worker processes" in pictures["throughput-2"].note
 
 
+def test_a_payload_and_retention_have_pictures_of_their_own_names(tmp_path: Path) -> None:
+    for name, options in (("usual", {}), ("large", {"payload": 4096}), ("deleting", {"retention": 0.5})):
+        data = samples.throughput(1)
+        data["options"] |= options
+        if "retention" in options:
+            data["figures"] |= {"retention_workflows_per_s": 26_600, "ratio_with_retention": 0.95}
+        samples.write(tmp_path, name, data)
+    pictures = _pictures(tmp_path)
+    assert list(pictures) == ["throughput", "throughput-4096-bytes", "throughput-retention"]
+    assert _bars(pictures["throughput-retention"])["shardflow, deleting", "1 step"] == (26_600, "26,600")
+    assert "0.95 of that without" in pictures["throughput-retention"].title
+
+
+def test_a_picture_says_which_figures_it_shows(tmp_path: Path) -> None:
+    samples.write(tmp_path, "it", samples.throughput(1))
+    (picture,) = _pictures(tmp_path).values()
+    assert _report(tmp_path, "--png", str(tmp_path / "png")).exit_code == 0
+    with Image.open(tmp_path / "png" / "throughput.png") as image:
+        assert image.info[ORIGIN] == digest(picture)
+    samples.write(tmp_path, "it", samples.throughput(1, 28_001))
+    (other,) = _pictures(tmp_path).values()
+    assert digest(other) != digest(picture)
+
+
 def test_latency_at_several_rates_is_a_curve_and_beside_a_backlog_bars(tmp_path: Path) -> None:
     for rate, p50, p99 in ((1_000, 7.8, 31), (100, 4.6, 17)):
         samples.write(tmp_path, f"l{rate}", samples.latency(rate, p50, p99))
@@ -176,8 +201,19 @@ def test_latency_at_several_rates_is_a_curve_and_beside_a_backlog_bars(tmp_path:
     assert (most.xs, most.ys) == ([100, 1_000], [17, 31])
     assert most.name == "99 % within 31 ms"
     assert not curve.panels[0].log
-    assert "backlog of 100,000" in pictures["latency-2"].title
-    assert _bars(pictures["latency-2"])["99 % within", "100/s, 1 step beside a backlog"] == (190, "190 ms")
+    assert pictures["latency"].title.startswith(
+        "At 100 submits a second, half of the results are there within 4.6 ms"
+    )
+    assert "backlog of 100,000" in pictures["latency-backlog"].title
+    assert _bars(pictures["latency-backlog"])["99 % within", "100/s, 1 step beside a backlog"] == (190, "190 ms")
+
+
+def test_a_backlog_has_its_own_picture_whatever_else_there_is(tmp_path: Path) -> None:
+    samples.write(tmp_path, "b", samples.latency(100, 18, 190, backlog=100_000))
+    assert list(_pictures(tmp_path)) == ["latency-backlog"]
+    samples.write(tmp_path, "l", samples.latency(100, 5, 20))
+    assert list(_pictures(tmp_path)) == ["latency", "latency-backlog"]
+    assert "within 5 ms" in _pictures(tmp_path)["latency"].title
 
 
 def test_scale_out_says_how_near_to_linear(tmp_path: Path) -> None:
@@ -192,8 +228,13 @@ def test_scale_out_says_how_near_to_linear(tmp_path: Path) -> None:
     assert ours.low is not None
     assert ours.low[0] == 1_940
     assert "4 % of a core" in pictures["scaleout"].note
-    assert "steady rate" in pictures["scaleout-2"].title
-    assert "scaleout-3" not in pictures  # clusters apart are only compared with
+    assert "steady rate" in pictures["scaleout-open"].title
+    assert len(pictures) == 2  # clusters apart are only compared with
+    steady = pictures["scaleout-open"].chart
+    assert isinstance(steady, Lines)
+    submitted, taken = steady.panels[0].lines
+    assert (submitted.name, submitted.ys) == ("submitted", [1_010, 2_020, 4_040, 8_080])
+    assert taken.name == "shardflow\n8,000 (99 %)"
 
 
 def test_side_by_side_says_how_many_times_and_what_each_keeps(tmp_path: Path) -> None:
@@ -210,14 +251,26 @@ def test_side_by_side_says_how_many_times_and_what_each_keeps(tmp_path: Path) ->
     assert bars["PgQueuer", "1 step"] == (None, "has no steps")
     assert isinstance(picture.chart, Bars)
     keeps = {row.name: row.note for row in picture.chart.rows}
-    assert keeps["PgQueuer"] == "keeps a line of its log for each job"
-    assert keeps["DBOS"] == "keeps every workflow and step"
+    assert keeps["PgQueuer"] == "2 processes; keeps a line of its log for each job"
+    assert keeps["DBOS"] == "2 or 3 processes; keeps every workflow and step"
+    assert keeps["shardflow"] == "1 process; keeps every workflow and step"
     assert [row.name for row in picture.chart.rows][:2] == ["shardflow", "bare loop"]
-    assert not picture.chart.log
-    powers = pictures["compare-powers"].chart
-    assert isinstance(powers, Bars)
-    assert powers.log
-    assert _bars(pictures["compare-powers"]) == bars
+    assert picture.chart.log
+    again = pictures["compare-bars"].chart
+    assert isinstance(again, Bars)
+    assert not again.log
+    assert _bars(pictures["compare-bars"]) == bars
+
+
+def test_a_sweep_says_which_settings_were_best(tmp_path: Path) -> None:
+    samples.write(tmp_path, "it", samples.sweep())
+    picture = _pictures(tmp_path)["sweep"]
+    assert picture.title.startswith("Each rival was tried with up to 3 settings")
+    bars = _bars(picture)
+    assert bars["DBOS", "no steps"] == (1_120, "1,120 of 3")
+    assert bars["awa", "1 step"] == (None, "not tried")
+    assert [row[:3] for row in picture.table.rows[:2]] == [["DBOS", "0", "1,120"], ["DBOS", "0", "750"]]
+    assert [row[-1] for row in picture.table.rows[:3]] == ["processes: 2", "as they are before", "threads: 8"]
 
 
 def test_a_run_that_failed_beside_others_is_said(tmp_path: Path) -> None:

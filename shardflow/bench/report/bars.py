@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .canvas import WIDTH, Canvas, numbers, short
 from .charts import BarPanel, Bars, Ink, Row
@@ -18,12 +18,14 @@ _LONG_NAMES, _LONG_LETTERS = 4.1, 48
 _NAME_LETTER = 0.088
 #: Ranges shorter than this, in inches, would be a blot.
 _BLOT = 0.04
-_GAP = 0.28
+_GAP = 0.36
+#: Powers of ten before the first point.
+_BEFORE = 0.2
 _RIGHT = 0.12
 _HEAD = 0.34
 _FOOT = 0.46
 _ROW = 0.34
-_NOTE_LINE = 0.145
+_NOTE_LINE = 0.155
 _NOTE_LETTERS = 40
 _LETTER = 0.066
 _THICK = 0.22
@@ -61,7 +63,7 @@ def _name(canvas: Canvas, row: Row, lines: list[str], middle: float) -> None:
     name = textwrap.shorten(row.name, _LONG_LETTERS if not lines else _NOTE_LETTERS, placeholder=" …")
     canvas.text(0.16, top, name, size=9.5, weight="bold")
     for number, line in enumerate(lines):
-        canvas.text(0.16, top + 0.175 + number * _NOTE_LINE, line, Ink.SOFT, size=7.2)
+        canvas.text(0.16, top + 0.175 + number * _NOTE_LINE, line, Ink.SOFT, size=7.8)
 
 
 def _scale(axes: Any, chart: Bars, panels: Sequence[BarPanel], width: float) -> None:
@@ -76,11 +78,15 @@ def _scale(axes: Any, chart: Bars, panels: Sequence[BarPanel], width: float) -> 
         numbers(axes.xaxis, 3 if len(chart.panels) > 1 else 6)
         return
     lows = [bar.low if bar.low else bar.value for bar in bars if bar.value]
-    first = math.floor(math.log10(min(lows, default=1.0) or 1.0))
+    first = math.log10(min(lows, default=1.0) or 1.0) - _BEFORE
     last = max((first + (math.log10(end) - first) * more for end, more in room if end > 0), default=first + 1.0)
     axes.set_xscale("log")
     axes.set_xlim(10**first, 10 ** max(last, first + 1.0))
-    axes.xaxis.set_major_locator(LogLocator(10, numticks=12))
+    # No lines where nothing but what is written behind the bars can be.
+    most = max((end for end, _ in ends), default=1.0) or 1.0
+    axes.xaxis.set_major_locator(
+        FixedLocator([10.0**power for power in range(math.ceil(first), math.ceil(math.log10(most)) + 1)])
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 

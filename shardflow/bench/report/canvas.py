@@ -15,9 +15,9 @@ from .charts import Ink
 WIDTH = 9.4
 _MARGIN = 0.16
 _TITLE_LINE = 0.27
-_FOOTER_LINE = 0.16
+_FOOTER_LINE = 0.17
 _TITLE_LETTERS = 84
-_FOOTER_LETTERS = 150
+_FOOTER_LETTERS = 152
 
 
 class Canvas:
@@ -36,7 +36,7 @@ class Canvas:
             self._text(_MARGIN, y, text, size=13, weight="bold", color=colours[Ink.TEXT])
         for number, text in enumerate(foot):
             y = self._top + height + 0.1 + number * _FOOTER_LINE
-            self._text(_MARGIN, y, text, size=7.5, color=colours[Ink.SOFT])
+            self._text(_MARGIN, y, text, size=8, color=colours[Ink.SOFT])
 
     def _text(self, x: float, y: float, text: str, **look: Any) -> None:
         self.figure.text(x / WIDTH, 1 - y / self._height, text, ha="left", va="top", **look)

@@ -8,12 +8,13 @@ from typing import Any
 
 from .charts import Bar, BarPanel, Bars, Ink, Picture, Row, Section, Table
 from .files import Result, Unusable
-from .words import between, exact, faults, listed, mappings, number, numbers, reach, rough, steps_of, whole
+from .words import between, exact, faults, listed, mappings, need, number, numbers, reach, rough, steps_of, whole
 
 _NAMES = {"dbos": "DBOS", "absurd": "Absurd", "pgqueuer": "PgQueuer", "procrastinate": "Procrastinate", "awa": "awa"}
 _OURS = "shardflow"
 _FLOOR = "floor"
-#: Bars are drawn once more on a scale of powers where the longest is so many times the shortest.
+_SWEPT = ("worker_cpu_us_per_workflow", "postgres_cpu_us_per_workflow")
+#: Points on a scale of powers instead of bars where the fastest is so many times the slowest; then bars once more.
 _WIDE = 20.0
 
 
@@ -34,7 +35,7 @@ class Entry:
 
 
 def section(results: Sequence[Result]) -> Section:
-    """Bars by steps for each number of shards, and the same as points where the bars differ too much."""
+    """A picture for each number of shards, with a panel for each number of steps."""
     pictures: list[Picture] = []
     names: dict[str, int] = {}
     for result in sorted(results, key=lambda result: whole(result.options, "shards", 1)):
@@ -59,13 +60,16 @@ def _pictures(name: str, result: Result, entries: Sequence[Entry]) -> list[Pictu
     table, note = _table(systems, steps, by_place), _how(result)
     servers = whole(result.options, "shards", 1)
     title = _title(by_place, systems, steps) + (f", on {servers} servers each" if servers > 1 else "")
-    made = [Picture(name, title, Bars(rows, panels, "workflows/s", shared=True), table, note)]
     rates = [entry.rate for entry in entries if entry.rate]
-    if max(rates) / min(rates) > _WIDE:
-        chart = Bars([Row(row.name) for row in rows], panels, "workflows/s", log=True, shared=True)
-        title = "Side by side with each line ten times the one before, so that the small ones show"
-        made.append(Picture(f"{name}-powers", title, chart, _settings_table(systems, steps, by_place), note))
-    return made
+    if max(rates) / min(rates) <= _WIDE:
+        return [Picture(name, title, Bars(rows, panels, "workflows/s", shared=True), table, note)]
+    powers = Bars(rows, panels, "workflows/s", log=True, shared=True)
+    bars = Bars([Row(row.name) for row in rows], panels, "workflows/s", shared=True)
+    settings = _settings_table(systems, steps, by_place)
+    return [
+        Picture(name, title, powers, table, f"{note}; each line is ten times the one before"),
+        Picture(f"{name}-bars", "The same as bars, which start at zero", bars, settings, note),
+    ]
 
 
 def _order(entries: Sequence[Entry]) -> list[str]:
@@ -85,7 +89,15 @@ def _shown(system: str) -> str:
 def _note(entries: Sequence[Entry], system: str) -> str:
     mine = [entry for entry in entries if entry.system == system]
     keeps = next((entry.keeps for entry in mine if entry.keeps), "")
-    return f"keeps {keeps}" if keeps else ""
+    return "; ".join(text for text in (_processes(mine), f"keeps {keeps}" if keeps else "") if text)
+
+
+def _processes(entries: Sequence[Entry]) -> str:
+    """With how many processes: "1 process", "2 or 3 processes"."""
+    counts = sorted({count for entry in entries if (count := whole(entry.figures, "processes"))})
+    if not counts:
+        return ""
+    return f"{' or '.join(map(str, counts))} {'process' if counts == [1] else 'processes'}"
 
 
 def _bar(by_place: Mapping[tuple[str, int], Entry], system: str, steps: int, stepped: set[str]) -> Bar:
@@ -156,6 +168,7 @@ def _settings_table(systems: Sequence[str], steps: Sequence[int], by_place: Mapp
     columns = [
         "system",
         "steps",
+        "processes",
         "submits/s",
         "worker CPU µs",
         "Postgres CPU µs",
@@ -167,6 +180,7 @@ def _settings_table(systems: Sequence[str], steps: Sequence[int], by_place: Mapp
         for n in steps:
             if entry := by_place.get((system, n)):
                 keys = (
+                    ("processes",),
                     ("submit_per_s",),
                     ("worker_cpu_us_per_workflow", "python_cpu_us_per_workflow"),
                     ("postgres_cpu_us_per_workflow",),
@@ -208,6 +222,43 @@ def _entry(system: str, figures: Mapping[str, Any], about: Mapping[str, Any]) ->
         figures,
         shown,
     )
+
+
+def sweep(results: Sequence[Result]) -> Section:
+    """The settings that were tried for each rival, the fastest first."""
+    pictures = [_sweep("sweep" if place == 0 else f"sweep-{place + 1}", each) for place, each in enumerate(results)]
+    return Section("The rivals' settings", pictures, results, warnings=faults(results))
+
+
+def _sweep(name: str, result: Result) -> Picture:
+    tried: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for figures in mappings(result.data.get("figures")):
+        if number(figures, "workflows_per_s"):
+            tried.setdefault((str(figures.get("system")), whole(figures, "steps")), []).append(figures)
+    if not tried:
+        raise Unusable("has no rates")
+    systems = list(dict.fromkeys(system for system, _ in tried))
+    steps = sorted({count for _, count in tried})
+    panels, rows = [], []
+    for count in steps:
+        bars = []
+        for system in systems:
+            rates = [need(each, "workflows_per_s") for each in tried.get((system, count), [])]
+            text = f"{rough(max(rates))} of {len(rates)}" if rates else "not tried"
+            bars.append(Bar(max(rates) if rates else None, text, *reach(rates)))
+        panels.append(BarPanel(steps_of(count), bars))
+    for (system, count), variants in tried.items():
+        ordered = sorted(variants, key=lambda each: need(each, "workflows_per_s"), reverse=True)
+        for each in ordered:
+            shown = str(each.get("variant") or "").strip("{}").replace('"', "")
+            cells = [rough(number(each, key)) for key in ("workflows_per_s", *_SWEPT)]
+            rows.append([_shown(system), str(count), *cells, shown or "as they are before"])
+    most = max(map(len, tried.values()))
+    title = f"Each rival was tried with up to {most} settings; the fastest of them is the one that is compared"
+    chart = Bars([Row(_shown(system)) for system in systems], panels, "workflows/s", log=True, shared=True)
+    columns = ["system", "steps", "workflows/s", "worker CPU µs", "Postgres CPU µs", "settings that differ"]
+    note = "the fastest of how many, whiskers down to the slowest; one short run each"
+    return Picture(name, title, chart, Table(columns, rows, texts=(0, 5)), note)
 
 
 def _warnings(result: Result) -> list[str]:

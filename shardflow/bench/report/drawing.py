@@ -5,6 +5,7 @@ In the SVG every colour is a variable of the page's style, so that one drawing s
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ _SETTINGS: Any = {
     "svg.fonttype": "none",
     "path.simplify": True,
 }
+#: The text of a PNG that says what it shows.
+ORIGIN = "shardflow-figures"
 _DPI = 170
 _COLOURS = 96
 
@@ -73,6 +76,7 @@ def png(picture: Picture, footer: str, path: Path) -> None:
     """Writes the picture with its title; `footer` says in small letters how and where it was measured."""
     import matplotlib
     from PIL import Image  # matplotlib needs it, too
+    from PIL.PngImagePlugin import PngInfo
 
     with matplotlib.rc_context(_SETTINGS):
         figure = _draw(picture.chart, LIGHT, picture.title, footer)
@@ -80,7 +84,14 @@ def png(picture: Picture, footer: str, path: Path) -> None:
         figure.savefig(file, dpi=_DPI, facecolor=LIGHT[Ink.PAPER], metadata={"Software": None})
     # A third of the size: few colours are all that such a drawing has.
     few = Image.open(file).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+    about = PngInfo()
+    about.add_text(ORIGIN, digest(picture))
+    few.save(path, optimize=True, pnginfo=about)
+
+
+def digest(picture: Picture) -> str:
+    """Says which figures a picture shows: its PNG has it as its text `ORIGIN`, so that an old one can be told."""
+    return hashlib.sha256(repr(picture).encode()).hexdigest()[:16]
 
 
 def svg(picture: Picture) -> str:

@@ -15,7 +15,7 @@ _RIGHT = 1.75
 _HEAD = 0.42
 _FOOT = 0.5
 _ONE = 3.3
-_SEVERAL = 1.55
+_SEVERAL = 1.0
 _NAME = 0.165
 
 

@@ -18,6 +18,7 @@ SECTIONS: Mapping[str, Callable[[Sequence[Result]], Section]] = {
     "throughput": throughput.section,
     "latency": latency.section,
     "compare": compare.section,
+    "compare-sweep": compare.sweep,
     "scaleout": scaleout.section,
     "soak": endurance.soak,
     "horizon": endurance.horizon,

@@ -37,7 +37,9 @@ def section(results: Sequence[Result]) -> Section:
         for load in sorted(loads.keys() - {"apart"}, key=lambda load: (load != "drained", load)):
             points = mappings(loads[load])
             if points:
-                name = "scaleout" if not pictures else f"scaleout-{len(pictures) + 1}"
+                name = "scaleout" if load == "drained" else f"scaleout-{load}"
+                if any(picture.name == name for picture in pictures):
+                    name += f"-{len(pictures) + 1}"
                 pictures.append(_picture(name, result, load, sorted(points, key=lambda point: need(point, "shards"))))
     if not pictures:
         raise Unusable("has no series")
@@ -56,12 +58,18 @@ def _picture(name: str, result: Result, load: str, points: Sequence[Mapping[str,
     rates = [need(point, "workflows_per_s") for point in points]
     each = rates[0] / shards[0]
     linear = [count * each for count in shards]
-    shares = [rate / ideal * 100 for rate, ideal in zip(rates, linear, strict=True)]
+    shares = [rate / straight * 100 for rate, straight in zip(rates, linear, strict=True)]
     low = [number(point, "least_per_s") or rate for point, rate in zip(points, rates, strict=True)]
     high = [number(point, "most_per_s") or rate for point, rate in zip(points, rates, strict=True)]
+    ideal = Line("linear", [0.0, *shards], [0.0, *linear], Ink.REFERENCE, dashed=True)
+    offered = [number(point, "offered_per_s") for point in points]
+    if load != "drained" and all(offered):
+        # What is submitted at a given rate cannot show more than that rate.
+        ideal = Line("submitted", shards, [rate or 0.0 for rate in offered], Ink.REFERENCE, dashed=True)
+        shares = [rate / (wanted or rate) * 100 for rate, wanted in zip(rates, offered, strict=True)]
     labels = [f"{rough(rate)} ({share:.0f} %)" for rate, share in zip(rates[1:], shares[1:], strict=True)]
     lines = [
-        Line("linear", [0.0, *shards], [0.0, *linear], Ink.REFERENCE, dashed=True),
+        ideal,
         Line(
             f"shardflow\n{labels[-1] if labels else rough(rates[0])}",
             shards,

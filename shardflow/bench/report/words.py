@@ -134,7 +134,7 @@ def machine(result: Result) -> str:
     """The machine and the versions, in one line."""
     place = result.environment
     cpus = number(place, "cpus")
-    model = place.get("cpu_model")
+    model = str(place.get("cpu_model") or "").replace("(R)", "").replace("(TM)", "")
     parts = [
         (plural(cpus, "CPU") + (f" ({model})" if model else "")) if cpus else None,
         f"Postgres {place['postgres']}" if place.get("postgres") else None,
