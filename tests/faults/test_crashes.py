@@ -134,7 +134,7 @@ def test_the_checker_turns_red_when_the_fence_is_removed(four: Lab, tmp_path: Pa
     with stage(four, tmp_path, ttl=TTL) as on:
         for dsn in on.dsns.values():
             audit.remove_fence(dsn)
-        with feeding(on, 10_000):
+        with feeding(on, 100_000):
             workers = [on.start_worker(), on.start_worker()]
             for turn in range(10):
                 frozen = workers[turn % 2]
