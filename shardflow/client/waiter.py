@@ -159,7 +159,7 @@ class Waiter:
                 continue
             # What is due a moment later goes along: one query costs more than a row in it.
             began = loop.time()
-            horizon = began + LEAST
+            horizon = began + TICK / 2
             due = [id for id, a in self._awaited.items() if a.due <= horizon][:BATCH]
             try:
                 async with self._pool.connection() as conn:
@@ -182,7 +182,7 @@ class Waiter:
                 await asyncio.sleep(pause)
                 continue
             now = loop.time()
-            rested = now + (now - began)  # asking takes at most half of the time
+            rested = now + (now - began)  # asking takes about half of the time at the most
             for id in due:
                 if (awaited := self._awaited.get(id)) is not None:
                     self._learn(awaited, ended=False)

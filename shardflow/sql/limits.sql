@@ -8,8 +8,8 @@ SELECT {schema}.declare_limit(%s, %s, %s, %s, %s, %s)
 SELECT DISTINCT queue FROM {schema}.quota WHERE most IS NOT NULL
 
 -- name: claim
--- As the claim of a turn, for lanes some of which are limited. Parameters, arrays of one length: lanes, mark priorities, mark
--- seqs; then bytes, the limit, lease, batch.
+-- As the claim of a turn, for lanes some of which are limited. Parameters: bytes; arrays of one length: lanes, mark priorities,
+-- mark seqs; then the limit, lease, batch.
 SELECT wf, id, name, CASE WHEN sum(octet_length(input)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(input) < %s THEN input END AS input, attempt,
     replay, queue, priority, seq, options, EXISTS (SELECT FROM {schema}.cancel) AS heed
 FROM {schema}.claim_limited(%s, %s, %s, %s, %s, %s)

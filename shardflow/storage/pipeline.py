@@ -39,8 +39,6 @@ _FINE = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 _FORGOTTEN = "26000"
 #: What raises the error that since then the schema has changed, so that the answer would have other types of columns.
 _CHANGED = ("0A000", "RevalidateCachedQuery")
-
-
 #: Seconds for telling the server that a round trip was given up.
 CANCEL_SECONDS = 2.0
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from shardflow.client.waiter import FIRST, FIRST_MOST, LEAST, MOST, NAMES, SHARE, Awaited, Habits
+import shardflow.client.waiter
+from shardflow import Status
+from shardflow.client.waiter import FIRST, FIRST_MOST, LEAST, MOST, NAMES, SHARE, TICK, Awaited, Habits, Waiter
+from shardflow.storage.submissions import Outcome
 
 
 @pytest.mark.parametrize("takes", [0.002, 0.006, 0.02])
@@ -47,3 +55,25 @@ def test_the_pauses_grow_with_the_age_of_what_is_awaited() -> None:
     for age, pause in ((0.0, LEAST), (1.0, SHARE), (1000.0, MOST)):
         awaited.postpone(10.0 + age)
         assert awaited.due == pytest.approx(10.0 + age + pause)
+
+
+async def test_no_ask_is_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due sooner than a timer can tell is asked for at once."""
+    asked: list[list[int]] = []
+
+    async def outcomes(shard: Any, conn: Any, wfs: list[int]) -> list[Outcome]:
+        asked.append(wfs)
+        return [Outcome(wf, f"w{wf}", Status.SUCCEEDED, b"1", None) for wf in wfs]
+
+    @asynccontextmanager
+    async def connection() -> Any:
+        yield None
+
+    monkeypatch.setattr(shardflow.client.waiter, "outcomes", outcomes)
+    monkeypatch.setattr(shardflow.client.waiter, "FIRST", TICK * 0.45)
+    pool: Any = SimpleNamespace(shard=None, connection=connection)
+    waiter = Waiter(pool)
+    for wf in range(20):
+        await waiter.outcome(f"w{wf}", wf, f"name {wf}", asyncio.get_running_loop().time())
+    await waiter.close()
+    assert asked == [[wf] for wf in range(20)]
