@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +17,7 @@ from support.lab import LEASE, POOL, Lab
 
 from shardflow import AsyncClient, ClusterConfig, LeaseConfig, PoolConfig
 from shardflow.embedded import Servers
+from shardflow.resources import folder
 
 MakeCluster = Callable[..., ClusterConfig]
 
@@ -99,3 +103,14 @@ def shard_config(make_cluster: MakeCluster) -> ClusterConfig:
 async def client(cluster_config: ClusterConfig) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(cluster_config) as opened:
         yield opened
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(str(folder("benchmarks")))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load

@@ -239,6 +239,7 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
         execute(shard.statements("limits")["have_begun"], (fence.lease, Int8s(batches), Float8s(agos)))
     if turn.wake:
         woken = execute(sql["wake"], (turn.since, turn.wake))
+        execute(shard.statements("limits")["settle"])
     if c := turn.claim:
         marks = (Int2s([m[0] for m in c.marks]), Int8s([m[1] for m in c.marks]))
         if c.limited:
@@ -266,7 +267,6 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
         execute(sql["overdue"])
         execute(sql["in_time"])
         execute(sql["sweep"])
-        execute(shard.statements("limits")["settle"])
         limited = execute(shard.statements("limits")["limited"])
         adopted = execute(sql["adopt"], (fence.lease, post.PAGE, post.PAGE_BYTES), binary=True)
         after = execute(sql["clock"])

@@ -16,7 +16,7 @@ EVERY = 0.5
 FAR = 3600.0
 #: How many times as long as it took must lie between two, and the seconds after which that does not matter.
 COST_FACTOR = 50.0
-SELDOM = 60.0
+SELDOM = 10.0
 #: Seconds of the server's clock by which a look overlaps the last one: who suspended something that was due at once
 #: may have committed it after that look.
 OVERLAP = 1.0
@@ -24,7 +24,7 @@ OVERLAP = 1.0
 
 class Pace:
     """How often something is done: every half second, but not for more than a fiftieth of the time, unless that were
-    less than once a minute. What took long only once does not count: the server may have stood still."""
+    less than every ten seconds. What took long only once does not count: the server may have stood still."""
 
     def __init__(self) -> None:
         self._at = -math.inf

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from unit import bench_samples as samples
-
-from shardflow.resources import folder
-
-
-@pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of the benchmarks by its name."""
-    monkeypatch.syspath_prepend(str(folder("benchmarks")))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.fixture

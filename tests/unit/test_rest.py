@@ -29,9 +29,9 @@ def resting() -> tuple[Clock, Rest, list[float]]:
 
 def test_looks_into_the_lanes_are_the_rarer_the_longer_they_take() -> None:
     clock, rest, rests = resting()
-    for pause in (0.5, 0.3 * COST_FACTOR, 0.5):  # what took long once may have been the server's pause
+    for pause in (0.5, 0.1 * COST_FACTOR, 0.5):  # what took long once may have been the server's pause
         assert rest.lanes == ["lane", "suspects"]
-        clock.now += 0.3 if len(rests) < 2 else 0.001
+        clock.now += 0.1 if len(rests) < 2 else 0.001
         rest.looked(False, None)
         clock.now += pause * 0.9
         assert rest.lanes is None

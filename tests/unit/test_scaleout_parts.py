@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,18 +12,6 @@ import pytest
 from shardflow.bench.arena import Ground
 from shardflow.bench.processes import BenchFailed
 from shardflow.model import ClusterConfig, ShardConfig
-from shardflow.resources import folder
-
-
-@pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of the benchmark by its name."""
-    monkeypatch.syspath_prepend(str(folder("benchmarks")))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 def run(shards: int, rate: float, **more: Any) -> dict[str, Any]:
