@@ -107,12 +107,14 @@ class Shard:
                     "-c tcp_user_timeout=20s",
                     # The last one wins, so the user's come behind.
                     str(given.pop("options", None) or os.environ.get("PGOPTIONS", "")),
-                    # The guards look again after they have waited for a lock, which needs this isolation level.
-                    r"-c default_transaction_isolation=read\ committed",
+                    # The guards look again after they have waited for a lock, which needs this isolation level;
+                    # psycopg reads times in no other style.
+                    r"-c default_transaction_isolation=read\ committed -c DateStyle=ISO",
                 )
             )
         arguments = {key: value for key, value in wanted.items() if key not in given}
         arguments["autocommit"] = True
+        arguments["client_encoding"] = "utf8"  # whatever the role, the database, the dsn or the environment say
         arguments["prepare_threshold"] = None if self.config.pooler else 2
         return arguments
 
