@@ -1,7 +1,8 @@
 """A server, workers and a load that goes on for long, looked at every few seconds.
 
-Each sample says how many workflows have ended a second since the last one, how long probes took, and how large
-tables, indexes and worker processes are. In the end every workflow that was submitted is accounted for.
+Each sample says how many workflows have ended a second since the last one, what they cost, how long probes took, how
+large tables, indexes and worker processes are, and how fast the machine was. In the end every workflow that was
+submitted is accounted for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 from _soak_app import batch, probe
 
 from shardflow import AsyncClient, ClusterConfig, RetentionConfig, ShardConfig, ShardflowError
+from shardflow.bench.meters import server_cpu
 from shardflow.embedded import Servers
 from shardflow.storage import cluster
 
@@ -78,14 +80,18 @@ class Load:
 class Stand:
     """A shard on a server of its own, worker processes, and a connection to look with."""
 
-    def __init__(self, config: ClusterConfig, workers: Sequence[subprocess.Popen[bytes]], wanted: Wanted) -> None:
+    def __init__(
+        self, config: ClusterConfig, server: int, workers: Sequence[subprocess.Popen[bytes]], wanted: Wanted
+    ) -> None:
         self.config = config
         self.wanted = wanted
         self.load = Load()
         self.samples: list[dict[str, Any]] = []
         self.largest: dict[str, int] = {}
         self.pinned = False
+        self._server = server
         self._workers = workers
+        self._cpu = self.cpu()
         self._conn: psycopg.AsyncConnection[Any]
 
     async def ask(self, query: str) -> list[tuple[Any, ...]]:
@@ -94,6 +100,10 @@ class Stand:
     def rss_mb(self) -> float:
         """The largest resident size of a worker."""
         return max(_rss(worker.pid) for worker in self._workers) / 1e6
+
+    def cpu(self) -> tuple[float, float]:
+        """Seconds that the workers and the server have taken so far; zeros where there is no /proc."""
+        return server_cpu([worker.pid for worker in self._workers]) or 0.0, server_cpu([self._server]) or 0.0
 
     # -- the load
 
@@ -164,6 +174,8 @@ class Stand:
                 raise SystemExit(f"a worker ended with {worker.returncode}")
         now, ended = time.monotonic(), int((await self.ask(_ENDED))[0][0])
         waits, self.load.waits = sorted(self.load.waits), []
+        cpu, self._cpu = self._cpu, self.cpu()
+        costs = [(a - b) * 1e6 / max(1, ended - before[1]) for a, b in zip(self._cpu, cpu, strict=True)]
         rows = await self.ask(_SIZES)
         for name, table, indexes, _, _ in rows:
             self.largest[name] = max(self.largest.get(name, 0), table + indexes)
@@ -171,6 +183,9 @@ class Stand:
             {
                 "seconds": round(now - began, 1),
                 "workflows_per_s": round((ended - before[1]) / (now - before[0])),
+                "worker_cpu_us": round(costs[0], 1),
+                "postgres_cpu_us": round(costs[1], 1),
+                "machine_us": round(machine_us(), 1),
                 "probe_p50_ms": round(statistics.median(waits), 1) if waits else None,
                 "probe_p99_ms": round(waits[min(len(waits) - 1, int(len(waits) * 0.99))], 1) if waits else None,
                 "table_bytes": int(sum(row[1] for row in rows)),
@@ -254,6 +269,16 @@ async def _whole(coroutine: Coroutine[Any, Any, None]) -> None:
         raise
 
 
+def machine_us() -> float:
+    """CPU time of a loop that is always the same, at the least of some: what a neighbour on the machine changes."""
+    least = float("inf")
+    for _ in range(5):
+        began = time.process_time()
+        sum(range(20_000))
+        least = min(least, time.process_time() - began)
+    return least * 1e6
+
+
 def _rss(pid: int) -> int:
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -275,7 +300,7 @@ def stand(wanted: Wanted) -> Iterator[Stand]:
             env = {**os.environ, "SHARDFLOW_CONFIG": str(path), "SHARDFLOW_LOG_LEVEL": "warning"}
             workers = [subprocess.Popen(command, cwd=HERE, env=env) for _ in range(wanted.workers)]
             try:
-                yield Stand(config, workers, wanted)
+                yield Stand(config, servers[0].pid, workers, wanted)
             finally:
                 for worker in workers:
                     worker.terminate()

@@ -26,6 +26,8 @@ from shardflow.bench.results import write
 
 #: What the last tenth must have of the first one's throughput; how much larger the second half may be than the first.
 LEAST, MOST = 0.95, 1.2
+#: Told beside it, not judged: what a workflow cost, and how long the machine took for a loop that is always the same.
+COSTS = ("worker_cpu_us", "postgres_cpu_us", "machine_us")
 
 
 def figures(at: Stand, account: dict[str, int]) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def figures(at: Stand, account: dict[str, int]) -> dict[str, Any]:
         "first_tenth_per_s": round(first),
         "last_tenth_per_s": round(last),
         "last_to_first": round(ratio, 3),
+        **{f"{each}_first_tenth": round(mean(warm[:tenth], each), 1) for each in COSTS},
+        **{f"{each}_last_tenth": round(mean(warm[-tenth:], each), 1) for each in COSTS},
         "size_growth": round(growth, 3),
         "largest_bytes": dict(sorted(at.largest.items(), key=lambda item: -item[1])[:8]),
         "rss_mb_first": warm[0]["rss_mb"] if warm else None,

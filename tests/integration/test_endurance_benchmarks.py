@@ -40,6 +40,9 @@ def test_a_quick_run_accounts_for_every_workflow_and_tells_what_it_saw(name: str
     last = series[-1]
     assert last["table_bytes"] > 0 < last["index_bytes"]
     assert last["rss_mb"] > 20
+    assert 1 < max(each["worker_cpu_us"] for each in series) < 1e6
+    assert 1 < max(each["postgres_cpu_us"] for each in series) < 1e6
+    assert last["machine_us"] > 1
     assert (
         [each["pinned"] for each in series].count(True) == 0 if name == "soak" else any(e["pinned"] for e in series)
     )
@@ -62,12 +65,15 @@ def test_what_was_lost_or_there_twice_would_be_seen(monkeypatch: pytest.MonkeyPa
             late = pinned_rate is None and n > 180
             ended = pinned_rate if pinned else rate if late else 1000.0
             each = {"seconds": n * 2.0, "workflows_per_s": ended, "pinned": pinned, "rss_mb": 1.0, "dead": 1}
+            each |= dict.fromkeys(soak.COSTS, 1000 / ended)
             made.append({**each, "table_bytes": size if late else 1000, "index_bytes": 0})
         return made
 
     for rate, size, passed in ((960.0, 1100, True), (940.0, 1100, False), (960.0, 1250, False)):
         at.samples = samples(rate, size)
         assert soak.figures(at, good)["passed"] is passed
+    at.samples = samples(500.0, 1000)
+    assert [soak.figures(at, good)[f"machine_us_{tenth}_tenth"] for tenth in ("first", "last")] == [1.0, 2.0]
     for rate, passed in ((810.0, True), (790.0, False)):
         at.samples = samples(1000.0, 1000, rate)
         assert horizon.figures(at, good, 30.0)["passed"] is passed
