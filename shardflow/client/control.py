@@ -254,8 +254,7 @@ class Controls:
         away: dict[str, str] = {}
         cursor = None
         while True:
-            filters = asked if cursor is None else {}
-            page = await self.list(**filters, order="oldest", limit=PAGE, cursor=cursor)
+            page = await self.list(**asked, order="oldest", limit=PAGE, cursor=cursor)
             parts: defaultdict[str, list[str]] = defaultdict(list)
             for info in page.workflows:
                 if info.shard not in away:
