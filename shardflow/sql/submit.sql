@@ -40,32 +40,41 @@ WITH admitted AS MATERIALIZED (
 )
 SELECT id, wf FROM rung LEFT JOIN made ON true
 
+-- name: insert_new
+-- The same for many at once. Parameters, arrays of one length: ids, names, queues, slots, priorities, inputs.
+SELECT id, wf FROM {schema}.insert_new(%s, %s, %s, %s, %s, %s)
+
 -- name: insert_more
--- The same for submissions that ask for more: some wait for a time or for other workflows, some have a parent that is told
+-- The same as `insert` for submissions that ask for more: some wait for a time or for other workflows, some have a parent that is told
 -- of their end. Parameters, arrays of one length: ids, names, queues, slots, priorities, inputs, options and attributes as
 -- JSON text or NULL, seconds of delay or NULL, how many workflows they run after or NULL, parents or NULL, keys of which one
 -- is active at once or NULL, keys of which some are and how many or NULL; then two of another length: ids, and the workflows
 -- that each runs after.
-WITH given AS (
-    SELECT * FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WITH ORDINALITY
-        AS g (id, name, queue, slot, priority, input, options, attributes, delay, missing, parent, dedup, key, most, n)
+-- Nothing is joined: our sessions look up row by row, which is quadratic among what is given. A subquery behind IN that is no
+-- join (hence IS TRUE) is hashed whatever the planner is told.
+WITH given AS MATERIALIZED (
+    SELECT nextval('{schema}.key') AS wf, g.id, g.name, g.queue, g.slot, g.priority, g.input,
+           CASE WHEN g.options::jsonb ? 'timeout' THEN g.options::jsonb
+               || jsonb_build_object('deadline', date_part('epoch', now()) + (g.options::jsonb ->> 'timeout')::float8)
+           ELSE g.options::jsonb END AS options, g.attributes, g.delay, g.missing, g.parent, g.dedup, g.key, g.most
+    FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        AS g (id, name, queue, slot, priority, input, options, attributes, delay, missing, parent, dedup, key, most)
 ), reserved AS MATERIALIZED (
     SELECT r.id, r.admitted FROM (
-        SELECT array_agg(id ORDER BY n) AS ids, array_agg(dedup ORDER BY n) AS dedups, array_agg(key ORDER BY n) AS keys,
-               array_agg(most ORDER BY n) AS mosts FROM given
+        SELECT array_agg(id ORDER BY wf) AS ids, array_agg(dedup ORDER BY wf) AS dedups, array_agg(key ORDER BY wf) AS keys,
+               array_agg(most ORDER BY wf) AS mosts FROM given
     ) a, {schema}.reserve(a.ids, a.dedups, a.keys, a.mosts) r
 ), made AS (
-    INSERT INTO {schema}.workflow (id, name, queue, slot, priority, input, options, attributes)
-    SELECT id, name, queue, slot, priority, input, CASE WHEN options::jsonb ? 'timeout'
-        THEN options::jsonb || jsonb_build_object('deadline', date_part('epoch', now()) + (options::jsonb ->> 'timeout')::float8)
-        ELSE options::jsonb END, attributes::jsonb
-    FROM given WHERE (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved) ORDER BY n
+    INSERT INTO {schema}.workflow (wf, id, name, queue, slot, priority, input, options, attributes)
+    SELECT wf, id, name, queue, slot, priority, input, options, attributes::jsonb
+    FROM given WHERE (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved) ORDER BY wf
     ON CONFLICT (id) DO NOTHING
-    RETURNING wf, id, queue, priority, options
-), placed AS (
-    SELECT DISTINCT ON (m.wf) m.wf, m.priority, {schema}.lane(m.queue, m.options) AS lane, g.delay, g.missing, g.parent,
-           to_timestamp((m.options ->> 'deadline')::float8) AS deadline, g.key, g.most, coalesce(r.admitted, true) AS admitted
-    FROM made m JOIN given g USING (id) LEFT JOIN reserved r USING (id) ORDER BY m.wf, g.n
+    RETURNING wf
+), placed AS MATERIALIZED (
+    SELECT wf, id, priority, {schema}.lane(queue, options) AS lane, delay, missing, parent,
+           to_timestamp((options ->> 'deadline')::float8) AS deadline, key, most,
+           (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved WHERE admitted) AS admitted
+    FROM given WHERE (wf IN (SELECT wf FROM made)) IS TRUE
 ), queued AS (
     INSERT INTO {schema}.ready (seq, wf, priority, queue)
     SELECT wf, wf, priority, lane FROM placed WHERE delay IS NULL AND missing IS NULL AND admitted
@@ -81,9 +90,10 @@ WITH given AS (
     INSERT INTO {schema}.watcher (wf, topic, id) SELECT wf, 'shardflow.child', parent FROM placed WHERE parent IS NOT NULL
 ), asked AS (
     INSERT INTO {schema}.outbox (lease, target, topic, key)
-    SELECT 0, d.after, 'shardflow.watch', d.id FROM unnest(%s, %s) AS d (id, after) JOIN made USING (id)
+    SELECT 0, d.after, 'shardflow.watch', d.id FROM unnest(%s, %s) AS d (id, after)
+    WHERE (d.id IN (SELECT id FROM placed)) IS TRUE
 )
-SELECT id, wf FROM made
+SELECT id, wf FROM placed
 
 -- name: active
 -- The active workflows of these keys of which there may be only one. Parameters: keys.

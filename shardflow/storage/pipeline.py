@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 #: A statement with parameters of these types.
 _Key = tuple[bytes, tuple[int, ...]]
+#: What parameters are made by while the server is at what it has got.
+_Later = Callable[[], Sequence[Any]]
 #: Parameters as libpq takes them: values, types, formats.
 _Dumped = tuple[Sequence[Any], tuple[int, ...], Sequence[pq.Format]]
 #: What is prepared on each connection, with the names that the server has for it, which psycopg gives to nothing.
@@ -81,7 +83,8 @@ class Pipeline:
         self.conn = conn
         self._prepare = prepare
         self._dumper = Transformer(conn)
-        self._asked: list[tuple[bytes, _Dumped, bool, Reply]] = []
+        self._asked: list[tuple[bytes, _Dumped | _Later, bool, Reply]] = []
+        self._new: dict[_Key, bytes] = {}  # what this round trip prepares
 
     def add(self, statement: bytes, parameters: Sequence[Any] = (), *, binary: bool = False) -> Reply:
         """One more statement, with `%s` for each parameter; `binary`, whether it is answered in the binary format.
@@ -89,13 +92,24 @@ class Pipeline:
         Parameters that cannot be sent fail here, while nothing is on its way.
         """
         reply = Reply(self.conn)
-        dumped: _Dumped = (), (), ()
-        if parameters:
-            dumper = self._dumper
-            values = dumper.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
-            dumped = values, tuple(dumper.types or ()), tuple(dumper.formats or ())
-        self._asked.append((statement, dumped, binary, reply))
+        self._asked.append((statement, self._dump(parameters), binary, reply))
         return reply
+
+    def add_later(self, statement: bytes, make: Callable[[], Sequence[Any]], *, binary: bool = False) -> Reply:
+        """The same with parameters that `make` gives while the server is already at the statements before.
+
+        Where that fails the connection is closed, and nothing was done if the transaction's end is behind it.
+        """
+        reply = Reply(self.conn)
+        self._asked.append((statement, make, binary, reply))
+        return reply
+
+    def _dump(self, parameters: Sequence[Any]) -> _Dumped:
+        if not parameters:
+            return (), (), ()
+        dumper = self._dumper
+        values = dumper.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+        return values, tuple(dumper.types or ()), tuple(dumper.formats or ())
 
     async def run(self) -> None:
         """Sends all and waits for the answers; afterwards the replies can be read.
@@ -118,9 +132,13 @@ class Pipeline:
         pgconn = self.conn.pgconn
         pgconn.enter_pipeline_mode()
         expected: list[Reply | tuple[_Key, bytes]] = []
+        self._new.clear()
         try:
-            for statement, dumped, binary, reply in self._asked:
-                self._send(statement, dumped, binary, expected)
+            for statement, given, binary, reply in self._asked:
+                if callable(given):
+                    pgconn.flush()  # as far as it goes without waiting
+                    given = self._dump(given())
+                self._send(statement, given, binary, expected)
                 expected.append(reply)
             pgconn.pipeline_sync()
             results = await _Exchange(pgconn).results()
@@ -151,8 +169,9 @@ class Pipeline:
             pgconn.send_query_params(text, values, types, formats, answered)
             return
         key = (statement, types)
-        if (name := _prepared.get(self.conn, {}).get(key)) is None:
-            name = next(_names)
+        name = _prepared.get(self.conn, {}).get(key) or self._new.get(key)
+        if name is None:
+            name = self._new[key] = next(_names)
             pgconn.send_prepare(name, text, types)
             expected.append((key, name))
         pgconn.send_query_prepared(name, values, formats, answered)

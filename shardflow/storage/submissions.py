@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
-
-from psycopg import AsyncCursor
 
 from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
@@ -80,29 +79,33 @@ async def submit(
                 alone = pipe.add(sql["submit"], (generation, *_columns(new)), binary=True)
                 await pipe.run()
                 return {id: wf for id, wf in alone.rows(tuple) if id is not None}
-            async with conn.pipeline():
-                await conn.execute(BEGIN)
-                if seconds > STATEMENT_SECONDS:
-                    await conn.execute(sql["allow"], (str(round(seconds * 1000)),))
-                made = await insert(shard, conn, generation, new)
-                ended = await conn.execute(b"COMMIT")
-            if ended.statusmessage != "COMMIT":
-                raise AssertionError(f"COMMIT answered {ended.statusmessage}")
-            return {row[0]: row[1] for row in await made.fetchall()}
+            pipe = Pipeline(conn, prepare=not shard.config.pooler)
+            pipe.add(BEGIN)
+            if seconds > STATEMENT_SECONDS:
+                pipe.add(sql["allow"], (str(round(seconds * 1000)),))
+            pipe.add(sql["admit"], (generation,))
+            made = [pipe.add_later(*each, binary=True) for each in _insertions(shard, new)]
+            pipe.add(sql["ring"])
+            ended = pipe.add(b"COMMIT")
+            await pipe.run()
+            if ended.tag != b"COMMIT":
+                raise AssertionError(f"COMMIT answered {ended.tag!r}")
+            return {id: wf for reply in made for id, wf in reply.rows(tuple)}
     except BaseException:
         await roll_back(conn)
         raise
 
 
-async def insert(
-    shard: Shard, conn: Conn, generation: int, new: Sequence[NewWorkflow]
-) -> AsyncCursor[tuple[Any, ...]]:
-    """Writes the workflows in the transaction that there is; the cursor answers (id, key) of those that are new."""
-    sql = shard.statements("submit")
-    await conn.execute(sql["admit"], (generation,))
-    made = await conn.execute(*insertion(shard, new))
-    await conn.execute(sql["ring"])
-    return made
+def _insertions(shard: Shard, new: Sequence[NewWorkflow]) -> Iterator[tuple[bytes, Callable[[], Sequence[Any]]]]:
+    """The statements that write the workflows, with what makes their parameters. The server begins with a small one,
+    while the parameters of the others are made."""
+    if not _usual(new) or len(new) <= FEW:
+        statement, parameters = insertion(shard, new)
+        yield statement, lambda: parameters
+        return
+    statement = shard.statements("submit")["insert_new"]
+    for part in (new[:FEW], new[FEW:]):
+        yield statement, partial(_columns, part)
 
 
 def _usual(new: Sequence[NewWorkflow]) -> bool:

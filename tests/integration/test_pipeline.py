@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import psycopg
 import pytest
@@ -256,3 +257,63 @@ async def test_the_server_stops_what_was_cancelled(shard_config: ClusterConfig) 
             with pytest.raises(asyncio.CancelledError):
                 await task
             await until(lambda: not one(shard_config, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid))
+
+
+async def test_what_is_made_later_is_made_while_the_server_is_at_the_rest(shard_config: ClusterConfig) -> None:
+    async with opened(shard_config) as conn:
+        await conn.execute("CREATE TEMP TABLE seen (n int)")
+        active = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+        pid = conn.info.backend_pid
+
+        def later() -> tuple[int]:
+            with connect(shard_config) as other:
+                while not other.execute(active, (pid,)).fetchone()[0]:
+                    pass
+                other.execute("SELECT pg_cancel_backend(%s)", (pid,))
+            return (1,)
+
+        pipe = Pipeline(conn, prepare=True)
+        pipe.add(BEGIN)
+        pipe.add(b"SELECT pg_sleep(60)")
+        pipe.add_later(b"INSERT INTO seen VALUES (%s)", later)
+        pipe.add(COMMIT)
+        with pytest.raises(errors.QueryCanceled):
+            await pipe.run()
+        await conn.rollback()
+        assert (await (await conn.execute("SELECT count(*) FROM seen")).fetchone()) == (0,)
+
+
+async def test_what_is_made_later_is_answered_in_its_place_and_made_again_where_the_session_had_forgotten(
+    shard_config: ClusterConfig,
+) -> None:
+    def twice(n: int) -> tuple[Int8s]:
+        return (Int8s([n, n]),)
+
+    async with opened(shard_config) as conn:
+        conn.prepare_threshold = None
+        for _ in range(3):
+            pipe = Pipeline(conn, prepare=True)
+            pipe.add(BEGIN)
+            replies = [
+                pipe.add_later(b"SELECT n FROM unnest(%s) AS g (n)", partial(twice, n), binary=True) for n in range(3)
+            ]
+            pipe.add(COMMIT)
+            await pipe.run()
+            assert [reply.rows(tuple) for reply in replies] == [[(n,), (n,)] for n in range(3)]
+            texts = await (await conn.execute("SELECT statement FROM pg_prepared_statements")).fetchall()
+            assert len(set(texts)) == len(texts), "a statement that comes several times is prepared once"
+            await conn.execute("DEALLOCATE ALL")
+
+
+async def test_where_it_cannot_be_made_nothing_is_done(shard_config: ClusterConfig) -> None:
+    async with opened(shard_config) as conn:
+        pipe = Pipeline(conn, prepare=True)
+        pipe.add(BEGIN)
+        pipe.add(b"INSERT INTO shardflow.paused (queue) VALUES ('q')")
+        pipe.add_later(b"SELECT %s", lambda: (Texts(["\ud800"]),))
+        pipe.add(COMMIT)
+        with pytest.raises(UnicodeEncodeError):
+            await pipe.run()
+        await roll_back(conn)
+        assert conn.closed, "the server waits for the rest"
+    assert one(shard_config, "SELECT count(*) FROM paused") == 0
