@@ -254,7 +254,10 @@ class Controls:
         away: dict[str, str] = {}
         cursor = None
         while True:
-            page = await self.list(**asked, order="oldest", limit=PAGE, cursor=cursor)
+            if cursor is None:
+                page = await self.list(**asked, order="oldest", limit=PAGE)
+            else:  # which brings filters and order along
+                page = await self.list(limit=PAGE, cursor=cursor)
             parts: defaultdict[str, list[str]] = defaultdict(list)
             for info in page.workflows:
                 if info.shard not in away:

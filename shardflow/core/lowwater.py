@@ -18,6 +18,9 @@ INTERVAL = 0.25
 COST_FACTOR = 20.0
 #: A look from the start that took less than this many seconds is cheap.
 CHEAP = 0.02
+#: Of so many looks the cheapest one counts: a server that stalls, or is throttled, may have made the others dear, and
+#: what commits behind the mark meanwhile would wait twenty times as long as it stalled.
+LOOKS = 3
 
 
 @dataclass(slots=True)
@@ -26,14 +29,14 @@ class LowWater:
 
     mark: tuple[int, int] = START
     full: bool = False
-    took: float = 0.0
+    looks: tuple[float, ...] = (0.0,) * LOOKS
     usual: float = 0.0
     looked_at: float = float("-inf")
 
     @property
     def cost(self) -> float:
-        """Seconds that the latest look from the start took longer than claims from the mark do."""
-        return max(0.0, self.took - self.usual)
+        """Seconds that looks from the start lately took longer than claims from the mark do."""
+        return max(0.0, min(self.looks) - self.usual)
 
     def begin(self, now: float) -> tuple[int, int]:
         """The (priority, seq) to read from at `now` (seconds on any steady clock)."""
@@ -55,7 +58,7 @@ class LowWater:
         self.full = got >= wanted
         if began == START:
             self.looked_at = now
-            self.took = took
+            self.looks = (*self.looks[1:], took)
             self.mark = last or self.mark
             return
         # A short turn counts at once and a long one by and by: what other work is in it differs.

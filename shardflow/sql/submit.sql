@@ -50,31 +50,35 @@ SELECT id, wf FROM {schema}.insert_new(%s, %s, %s, %s, %s, %s)
 -- JSON text or NULL, seconds of delay or NULL, how many workflows they run after or NULL, parents or NULL, keys of which one
 -- is active at once or NULL, keys of which some are and how many or NULL; then two of another length: ids, and the workflows
 -- that each runs after.
--- Nothing is joined: our sessions look up row by row, which is quadratic among what is given. A subquery behind IN that is no
--- join (hence IS TRUE) is hashed whatever the planner is told.
+-- Nothing is joined: our sessions look up row by row, which is quadratic among what is given. A subquery behind IN that cannot
+-- become a join (hence IS TRUE) is hashed whatever the planner is told. Keys are drawn as the rows are written, behind what
+-- `reserve` may wait for: they and the times of submission go up together.
 WITH given AS MATERIALIZED (
-    SELECT nextval('{schema}.key') AS wf, g.id, g.name, g.queue, g.slot, g.priority, g.input,
+    SELECT g.id, g.name, g.queue, g.slot, g.priority, g.input,
            CASE WHEN g.options::jsonb ? 'timeout' THEN g.options::jsonb
                || jsonb_build_object('deadline', date_part('epoch', now()) + (g.options::jsonb ->> 'timeout')::float8)
-           ELSE g.options::jsonb END AS options, g.attributes, g.delay, g.missing, g.parent, g.dedup, g.key, g.most
-    FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        AS g (id, name, queue, slot, priority, input, options, attributes, delay, missing, parent, dedup, key, most)
+           ELSE g.options::jsonb END AS options, g.attributes, g.delay, g.missing, g.parent, g.dedup, g.key, g.most, g.n
+    FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WITH ORDINALITY
+        AS g (id, name, queue, slot, priority, input, options, attributes, delay, missing, parent, dedup, key, most, n)
 ), reserved AS MATERIALIZED (
     SELECT r.id, r.admitted FROM (
-        SELECT array_agg(id ORDER BY wf) AS ids, array_agg(dedup ORDER BY wf) AS dedups, array_agg(key ORDER BY wf) AS keys,
-               array_agg(most ORDER BY wf) AS mosts FROM given
+        SELECT array_agg(id ORDER BY n) AS ids, array_agg(dedup ORDER BY n) AS dedups, array_agg(key ORDER BY n) AS keys,
+               array_agg(most ORDER BY n) AS mosts FROM given
     ) a, {schema}.reserve(a.ids, a.dedups, a.keys, a.mosts) r
+), chosen AS MATERIALIZED (
+    SELECT nextval('{schema}.key') AS wf, c.* FROM (
+        SELECT * FROM given WHERE (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved) ORDER BY n
+    ) c
 ), made AS (
     INSERT INTO {schema}.workflow (wf, id, name, queue, slot, priority, input, options, attributes)
-    SELECT wf, id, name, queue, slot, priority, input, options, attributes::jsonb
-    FROM given WHERE (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved) ORDER BY wf
+    SELECT wf, id, name, queue, slot, priority, input, options, attributes::jsonb FROM chosen
     ON CONFLICT (id) DO NOTHING
     RETURNING wf
 ), placed AS MATERIALIZED (
     SELECT wf, id, priority, {schema}.lane(queue, options) AS lane, delay, missing, parent,
            to_timestamp((options ->> 'deadline')::float8) AS deadline, key, most,
            (dedup IS NULL AND key IS NULL) OR id IN (SELECT id FROM reserved WHERE admitted) AS admitted
-    FROM given WHERE (wf IN (SELECT wf FROM made)) IS TRUE
+    FROM chosen WHERE (wf IN (SELECT wf FROM made)) IS TRUE
 ), queued AS (
     INSERT INTO {schema}.ready (seq, wf, priority, queue)
     SELECT wf, wf, priority, lane FROM placed WHERE delay IS NULL AND missing IS NULL AND admitted

@@ -198,9 +198,9 @@ class _Exchange:
 
     async def results(self) -> list[PGresult]:
         """All results up to the end of the pipeline."""
-        self._loop.add_reader(self._descriptor, self._readable)
+        self._loop.add_reader(self._descriptor, self._attempt, self._read)
         try:
-            self._writable()
+            self._attempt(self._flush)
             await self._over
         finally:
             self._loop.remove_reader(self._descriptor)
@@ -208,24 +208,17 @@ class _Exchange:
                 self._loop.remove_writer(self._descriptor)
         return self._results
 
-    def _readable(self) -> None:
+    def _attempt(self, act: Callable[[], None]) -> None:
         if not self._over.done():
             try:
-                self._read()
-            except Exception as error:
-                self._over.set_exception(error)
-
-    def _writable(self) -> None:
-        if not self._over.done():
-            try:
-                self._flush()
+                act()
             except Exception as error:
                 self._over.set_exception(error)
 
     def _flush(self) -> None:
         unsent = bool(self._pgconn.flush())
         if unsent and not self._writing:
-            self._loop.add_writer(self._descriptor, self._writable)
+            self._loop.add_writer(self._descriptor, self._attempt, self._flush)
         elif self._writing and not unsent:
             self._loop.remove_writer(self._descriptor)
         self._writing = unsent

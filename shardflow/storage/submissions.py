@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..core.failure import from_json
 from ..model import ErrorInfo, Status, StepInfo, WorkflowInfo
 from .arrays import Byteas, Float8s, Int2s, Int4s, Int8s, Names, Texts
-from .pipeline import Pipeline
+from .pipeline import Pipeline, Reply
 from .shard import STATEMENT_SECONDS, Conn, Shard
 from .turn import BEGIN, roll_back
 
@@ -37,6 +37,8 @@ _USUAL = More()
 #: Workflows at the most that are submitted in one statement, which takes less than a transaction around it. Behind a
 #: pooler it could be at any isolation level.
 FEW = 50
+#: Workflows in one statement at the most: a set of them fits into the server's memory for hashing.
+PART = 5_000
 
 
 class NewWorkflow(Protocol):
@@ -84,7 +86,7 @@ async def submit(
             if seconds > STATEMENT_SECONDS:
                 pipe.add(sql["allow"], (str(round(seconds * 1000)),))
             pipe.add(sql["admit"], (generation,))
-            made = [pipe.add_later(*each, binary=True) for each in _insertions(shard, new)]
+            made = _add_insertions(pipe, shard, new)
             pipe.add(sql["ring"])
             ended = pipe.add(b"COMMIT")
             await pipe.run()
@@ -96,16 +98,15 @@ async def submit(
         raise
 
 
-def _insertions(shard: Shard, new: Sequence[NewWorkflow]) -> Iterator[tuple[bytes, Callable[[], Sequence[Any]]]]:
-    """The statements that write the workflows, with what makes their parameters. The server begins with a small one,
-    while the parameters of the others are made."""
-    if not _usual(new) or len(new) <= FEW:
-        statement, parameters = insertion(shard, new)
-        yield statement, lambda: parameters
-        return
-    statement = shard.statements("submit")["insert_new"]
-    for part in (new[:FEW], new[FEW:]):
-        yield statement, partial(_columns, part)
+def _add_insertions(pipe: Pipeline, shard: Shard, new: Sequence[NewWorkflow]) -> list[Reply]:
+    """The statements that write the workflows. Of many, the server begins with the first few while the parameters of
+    the others are made."""
+    if len(new) <= FEW:
+        return [pipe.add(*insertion(shard, new), binary=True)]
+    usual = _usual(new)
+    statement = shard.statements("submit")["insert_new" if usual else "insert_more"]
+    parts = [new[:FEW], *(new[at : at + PART] for at in range(FEW, len(new), PART))]
+    return [pipe.add_later(statement, partial(_columns if usual else _all_columns, p), binary=True) for p in parts]
 
 
 def _usual(new: Sequence[NewWorkflow]) -> bool:
@@ -123,15 +124,11 @@ def _columns(new: Sequence[NewWorkflow]) -> tuple[Any, ...]:
     )
 
 
-def insertion(shard: Shard, new: Sequence[NewWorkflow]) -> tuple[bytes, Sequence[Any]]:
-    """The statement that writes the workflows, with its parameters."""
-    sql = shard.statements("submit")
-    columns = _columns(new)
-    if _usual(new):
-        return sql["insert"], columns
+def _all_columns(new: Sequence[NewWorkflow]) -> tuple[Any, ...]:
     mores = [n.more or _USUAL for n in new]
     pairs = [(n.id, after) for n in new if n.more for after in n.more.after]
-    further = (
+    return (
+        *_columns(new),
         Texts([m.options for m in mores]),
         Texts([m.attributes for m in mores]),
         Float8s([m.delay for m in mores]),
@@ -143,7 +140,12 @@ def insertion(shard: Shard, new: Sequence[NewWorkflow]) -> tuple[bytes, Sequence
         Texts([id for id, _ in pairs]),
         Texts([after for _, after in pairs]),
     )
-    return sql["insert_more"], (*columns, *further)
+
+
+def insertion(shard: Shard, new: Sequence[NewWorkflow]) -> tuple[bytes, Sequence[Any]]:
+    """The statement that writes a few workflows, with its parameters."""
+    sql = shard.statements("submit")
+    return (sql["insert"], _columns(new)) if _usual(new) else (sql["insert_more"], _all_columns(new))
 
 
 async def existing(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes]]:

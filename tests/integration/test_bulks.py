@@ -13,6 +13,7 @@ from support.look import connect, one, rows, until
 from shardflow import App, AsyncClient, ClusterConfig, WorkflowConflict
 from shardflow.client.control import PAGE
 from shardflow.model import Bulk
+from shardflow.storage import submissions
 
 app = App("bulks")
 
@@ -20,6 +21,12 @@ app = App("bulks")
 @app.workflow
 async def work(n: int) -> int:
     return n
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several statements for a bulk."""
+    monkeypatch.setattr(submissions, "PART", 60)
 
 
 @pytest.fixture
@@ -43,6 +50,16 @@ async def test_a_bulk_of_which_a_part_is_there_already(
     assert one(shard_config, "SELECT count(*) FROM ready r JOIN workflow w USING (wf)") == 200
     with pytest.raises(WorkflowConflict, match="'w150'"):
         await client.submit_many([*calls[:150], work.call(0).set(id="w150")])
+
+
+async def test_a_bulk_of_which_a_part_is_there_begins_again_only_once(
+    shard_config: ClusterConfig, client: AsyncClient
+) -> None:
+    calls = [work.call(n).set(id=f"w{n}") for n in range(290)]
+    await client.submit_many(calls[49::60])  # the last one of each statement
+    drawn = one(shard_config, "SELECT last_value FROM key")
+    await client.submit_many(calls)
+    assert one(shard_config, "SELECT last_value FROM key") - drawn <= 290 + submissions.FEW
 
 
 async def test_a_bulk_that_meets_another_submission_under_way(
@@ -100,6 +117,25 @@ async def test_each_of_a_bulk_has_its_own_options(shard_config: ClusterConfig, c
     }
 
 
+@pytest.mark.parametrize("bulk", [1, 3, 200])
+async def test_keys_and_times_of_submission_go_up_together(
+    shard_config: ClusterConfig, client: AsyncClient, bulk: int
+) -> None:
+    """Lists look for times by keys: what has waited for its key's lock comes behind what was submitted meanwhile."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    calls = [work.call(n).set(id=f"{{k}}/{n}", key_concurrency=("k", 1_000)) for n in range(bulk)]
+    with connect(shard_config) as other:
+        with other.transaction():
+            other.execute("SELECT lock_keys('{k}')")
+            submitting = asyncio.create_task(client.submit_many(calls))
+            await until(lambda: one(shard_config, waits))
+            await client.submit_many([work.call(0) for _ in range(100)])
+        await submitting
+    places = [id for (id,) in rows(shard_config, "SELECT id FROM workflow ORDER BY wf")]
+    assert places == [id for (id,) in rows(shard_config, "SELECT id FROM workflow ORDER BY submitted_at, wf")]
+    assert places[100:] == [call.id for call in calls]
+
+
 async def test_what_is_done_to_many_goes_on_behind_the_first_page(cluster_config: ClusterConfig) -> None:
     asked: dict[str, Any] = {"attributes": {"of": "b", "at": [1]}, "until": datetime.now(UTC) + timedelta(hours=1)}
     async with AsyncClient(cluster_config) as client:
@@ -114,7 +150,7 @@ async def test_what_is_done_to_many_goes_on_behind_the_first_page(cluster_config
         ):
             assert await change(**asked) == Bulk(count, {})
             assert (await client.count(status=status, **asked)).total == count
-        assert await client.cancel_many() == Bulk(count, {})
+        assert await client.cancel_many(status=iter(["ready", "running"])) == Bulk(count, {})
         assert await client.purge_many(**asked) == Bulk(count, {})
         assert await client.resume_many() == Bulk(count, {})
         assert await client.cancel_many() == Bulk(count, {})

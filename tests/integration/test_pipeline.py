@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -266,9 +267,11 @@ async def test_what_is_made_later_is_made_while_the_server_is_at_the_rest(shard_
         pid = conn.info.backend_pid
 
         def later() -> tuple[int]:
+            deadline = time.monotonic() + 60
             with connect(shard_config) as other:
                 while not other.execute(active, (pid,)).fetchone()[0]:
-                    pass
+                    assert time.monotonic() < deadline, "the server has nothing to do yet"
+                    time.sleep(0.01)
                 other.execute("SELECT pg_cancel_backend(%s)", (pid,))
             return (1,)
 

@@ -123,7 +123,7 @@ def explained(
     with connect(config) as conn, conn.transaction(force_rollback=True):
         conn.execute("SET LOCAL plan_cache_mode = " + ("force_generic_plan" if generic else "force_custom_plan"))
         conn.execute("SET LOCAL jit = off")
-        for setting in re.findall(r"-c (\S+)", LOOKING_UP):
+        for setting in re.findall(r"-c (\S+)", LOOKING_UP) if bulk else ():
             conn.execute(f"SET LOCAL {setting}")
         if concern == "turn":  # as the fence does
             conn.execute("SET LOCAL enable_sort = off")

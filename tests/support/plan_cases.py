@@ -169,6 +169,10 @@ CASES: dict[str, Case] = {
         "text[], text[], text[], integer[], smallint[], bytea[]",
         "'{n1,n2,w7}', '{x,x,x}', '{q0,q0,q0}', '{1,1,1}', '{0,0,0}', '{a,b,c}'",
     ),
+    "submit.insert_new": Case(
+        "text[], text[], text[], integer[], smallint[], bytea[]",
+        "'{n1,n2,w7}', '{x,x,x}', '{q0,q0,q0}', '{1,1,1}', '{0,0,0}', '{a,b,c}'",
+    ),
     "submit.submit": Case(
         "bigint, text[], text[], text[], integer[], smallint[], bytea[]",
         "1, '{n1,n2,w7}', '{x,x,x}', '{q0,q0,q0}', '{1,1,1}', '{0,0,0}', '{a,b,c}'",

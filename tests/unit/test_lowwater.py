@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardflow.core.lowwater import COST_FACTOR, INTERVAL, START, LowWater
+from shardflow.core.lowwater import COST_FACTOR, INTERVAL, LOOKS, START, LowWater
 
 
 def test_the_first_look_is_from_the_start() -> None:
@@ -27,10 +28,21 @@ def test_a_short_and_cheap_claim_looks_from_the_start_again() -> None:
 
 def test_a_dear_look_from_the_start_is_not_repeated_at_once_even_where_it_came_back_short() -> None:
     low = LowWater()
-    low.saw(START, 10, 10, (0, 9), 100.0, 0.5)
+    for _ in range(LOOKS):
+        low.saw(START, 10, 10, (0, 9), 100.0, 0.5)
     low.saw((0, 9), 10, 0, None, 100.1, 0.0)
     assert low.begin(105.0) == (0, 9)
     assert low.begin(100.0 + COST_FACTOR * 0.5) == START
+
+
+@pytest.mark.parametrize("cheap", range(LOOKS))
+def test_looks_that_a_stalling_server_made_dear_put_off_none(cheap: int) -> None:
+    low = LowWater()
+    low.saw((0, 9), 10, 10, (0, 19), 99.0, 0.001)
+    for n in range(10 * LOOKS):
+        low.saw(START, 10, 10, (0, 9), 100.0 + n, 0.001 if n % LOOKS == cheap else 3.0)
+        if n >= LOOKS:
+            assert low.begin(100.0 + n + INTERVAL) == START
 
 
 def test_the_start_is_looked_at_again_at_intervals_while_a_backlog_is_worked_off() -> None:
@@ -52,7 +64,8 @@ def test_the_mark_only_goes_on_until_the_start_is_seen_anew() -> None:
 
 def test_what_a_look_from_the_start_costs_is_what_it_takes_longer_than_others() -> None:
     low = LowWater()
-    low.saw(START, 10, 10, (0, 9), 100.0, 0.5)
+    for _ in range(LOOKS):
+        low.saw(START, 10, 10, (0, 9), 100.0, 0.5)
     low.saw((0, 9), 10, 10, (0, 19), 100.1, 0.499)  # the turns are long, whatever they claim
     assert low.begin(100.0 + INTERVAL) == START
 
