@@ -78,7 +78,9 @@ class Gathering:
 
     async def _part(self, shard: str, ids: Sequence[str]) -> None:
         """One shard's part: ends when all of them have."""
-        keys = await self._asked(shard, lambda conn: self._resolve(conn, shard, ids))
+        keys: dict[str, int] = {}
+        for at in range(0, len(ids), BATCH):  # each has the whole of an answer's time
+            keys |= await self._asked(shard, partial(self._resolve, shard=shard, ids=ids[at : at + BATCH]))
         waiter = self._waiter(shard)
         news: list[str] = []
         told = asyncio.Event()
@@ -124,22 +126,18 @@ class Gathering:
     async def _look(self, shard: str, ids: Sequence[str]) -> None:
         """Which of them have ended by now."""
         try:
-            await self._ask(shard, lambda conn: self._resolve(conn, shard, ids))
+            for at in range(0, len(ids), BATCH):
+                await self._ask(shard, partial(self._resolve, shard=shard, ids=ids[at : at + BATCH]))
         except ShardUnavailable as error:
             self.away[shard] = str(error)
 
     async def _resolve(self, conn: Conn, shard: str, ids: Sequence[str]) -> dict[str, int]:
         """The keys of those that have not ended."""
-        of = self._router.pool(shard).shard
-        found: dict[str, int] = {}
-        for at in range(0, len(ids), BATCH):
-            found |= await submissions.keys(of, conn, ids[at : at + BATCH])
+        found = await submissions.keys(self._router.pool(shard).shard, conn, ids)
         for id in ids:
             if id not in found:
                 raise WorkflowNotFound(f"no workflow has the id {id!r} (looked on shard {shard!r})", workflow_id=id)
-        keys = list(found.values())
-        for at in range(0, len(keys), BATCH):
-            await self._describe(conn, shard, keys[at : at + BATCH])
+        await self._describe(conn, shard, list(found.values()))
         return {id: wf for id, wf in found.items() if id not in self.ended}
 
     async def _describe(self, conn: Conn, shard: str, wfs: Sequence[int]) -> None:

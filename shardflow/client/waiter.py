@@ -8,6 +8,7 @@ Nobody waits for what is not there: a failover may have lost a workflow that was
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import random
 
@@ -160,7 +161,9 @@ class Waiter:
             # What is due a moment later goes along: one query costs more than a row in it.
             began = loop.time()
             horizon = began + TICK / 2
-            due = [id for id, a in self._awaited.items() if a.due <= horizon][:BATCH]
+            due = [id for id, a in self._awaited.items() if a.due <= horizon]
+            if len(due) > BATCH:  # those that have waited for longest: what is asked is due again soon
+                due = heapq.nsmallest(BATCH, due, key=lambda id: self._awaited[id].due)
             try:
                 async with self._pool.connection() as conn:
                     found = await outcomes(self._pool.shard, conn, [self._awaited[id].wf for id in due])

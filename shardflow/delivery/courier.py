@@ -137,7 +137,9 @@ class Courier:
                 if not isinstance(error, ShardBusy):
                     self._router.failed(shard)
                 tries += 1
-                queue.extendleft(reversed(self._late(batch, error)))
+                left = self._late([*batch, *queue], error)  # also of those that are not among the first
+                queue.clear()
+                queue.extend(left)
                 await asyncio.sleep(_BACKOFF.delay(min(tries, 8), random.random()))
                 continue
             except asyncio.CancelledError:

@@ -218,17 +218,19 @@ FROM (
 ) w
 
 -- name: describe
--- These workflows and where they are. Parameters: wfs, wfs.
+-- These workflows and where they are, without a status where that depends on whether they are claimed. Parameters: wfs.
 SELECT w.wf, w.id, w.name, w.queue,
-       coalesce(o.status, CASE WHEN s.wf IS NOT NULL THEN 'suspended' WHEN c.wf IS NOT NULL THEN 'running' ELSE 'ready' END),
-       w.submitted_at, o.finished_at, coalesce(c.attempt, s.attempt, 0)
+       coalesce(o.status, CASE WHEN s.wf IS NOT NULL THEN 'suspended' END), w.submitted_at, o.finished_at,
+       coalesce(s.attempt, 0)
 FROM {schema}.workflow w
 LEFT JOIN {schema}.outcome o ON o.wf = w.wf
 LEFT JOIN {schema}.wait s ON s.wf = w.wf
-LEFT JOIN (
-    SELECT u.wf, u.attempt FROM {schema}.claim, unnest(wfs, attempts) AS u (wf, attempt) WHERE u.wf = ANY(%s)
-) c ON c.wf = w.wf
 WHERE w.wf = ANY(%s)
+
+-- name: held
+-- Those of these workflows that are claimed, with the leases that were expired under them. Parameters: wfs.
+SELECT u.wf, u.attempt FROM {schema}.claim, unnest(wfs, attempts) AS u (wf, attempt)
+WHERE (u.wf IN (SELECT unnest(%s))) IS TRUE
 
 -- name: count_all
 -- How many workflows are in each of these statuses. Parameters: statuses, four times.

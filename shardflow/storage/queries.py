@@ -233,7 +233,7 @@ class _Walk:
             return None
         if self._asked.statuses:
             fitting = [wf for wf, _, fits in some if fits]
-            rows = await self._ask(self._sql["describe"], Int8s(fitting), Int8s(fitting))
+            rows = await _placed(self._conn, self._sql, fitting)
             right = {row[0] for row in rows if row[4] in self._asked.statuses}
             some = [(wf, at, fits and wf in right) for wf, at, fits in some]
         return self._sorted(some)
@@ -299,11 +299,29 @@ async def _edges(
 
 
 async def _describe(shard: Shard, conn: Conn, statements: Statements, wfs: Sequence[int]) -> dict[int, WorkflowInfo]:
-    rows = await (await conn.execute(statements["describe"], [Int8s(wfs)] * 2, binary=True)).fetchall()
+    rows = await _placed(conn, statements, wfs)
     return {
         wf: WorkflowInfo(id, name, queue, Status(status), shard.name, submitted_at, finished_at, attempt)
         for wf, id, name, queue, status, submitted_at, finished_at, attempt in rows
     }
+
+
+async def _placed(conn: Conn, statements: Statements, wfs: Sequence[int]) -> list[tuple[Any, ...]]:
+    """The rows of `describe`, each with its status. Receipts are joined here: the server's plans in this transaction
+    would compare each of them with each workflow."""
+    async with conn.pipeline():
+        asked = [await conn.execute(statements[name], (Int8s(wfs),), binary=True) for name in ("describe", "held")]
+    rows = await asked[0].fetchall()
+    held: dict[int, int] = dict(await asked[1].fetchall())
+    return [
+        (
+            *row[:4],
+            row[4] or (Status.RUNNING if row[0] in held else Status.READY),
+            *row[5:7],
+            held.get(row[0], row[7]),
+        )
+        for row in rows
+    ]
 
 
 def _columns(bounds: Mapping[int, tuple[int, int]]) -> tuple[Int8s, Int8s]:

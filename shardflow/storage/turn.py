@@ -140,7 +140,8 @@ class Answer:
     workflows that are to be cancelled, with the reason, None where it was not asked; how many were woken, of
     those that became due up to when, the lanes with the first places (priority, seq) that they came to, the seconds
     until the next one is due, and those that waking took, and looking for what nobody attends to; how it stands with
-    the limits of what was claimed from; which queues have limits, where that was asked."""
+    the limits of what was claimed from; which queues have limits, where that was asked; whether `more_left` of what
+    nobody attends to may be taken over."""
 
     claimed: Sequence[Claimed] = ()
     told: Sequence[Told] = ()
@@ -156,6 +157,7 @@ class Answer:
     next_due: float | None = None
     limits: Sequence[State] = ()
     limited: frozenset[str] | None = None
+    more_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +295,9 @@ async def _pipelined(shard: Shard, conn: Conn, fence: Fence, turn: Turn) -> Answ
     if told is not None:
         answer.told = told.rows(Told._make)
     if adopted is not None:
-        answer.told = [*answer.told, *adopted.rows(Told._make)]
+        taken = adopted.rows(Told._make)
+        answer.told = [*answer.told, *taken]
+        answer.more_left = len(taken) >= post.PAGE or sum(row.size for row in taken) >= post.PAGE_BYTES
     if page is not None:
         answer.page = page.rows(Told._make)
     if cancelled is not None:

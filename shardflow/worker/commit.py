@@ -352,6 +352,9 @@ class CommitLoop:
             self.relay.page(turn.outbox, answer.page)
         if turn.adopt:
             self.alarm.chores_done(answer.chores_took)
+            if answer.more_left and self.relay.has_room:
+                self.alarm.hint(None, more=True)
+                self.wake()
         if turn.wake:
             assert answer.woken_to is not None
             more = answer.woken >= turn.wake

@@ -81,6 +81,11 @@ class Relay:
                     self._post(entry, shard)
 
     @property
+    def has_room(self) -> bool:
+        """Whether there is no shard with as much under way as may be."""
+        return not self._full
+
+    @property
     def wanted(self) -> int | None:
         """The entry behind which the outbox is to be read; None where all is known that there is room for."""
         return self._behind

@@ -25,7 +25,7 @@ from ..delivery.router import Router
 from ..delivery.sender import Item, Sender
 from ..delivery.submission import make_item
 from ..delivery.visit import Errand, visit
-from ..errors import ScheduleConflict, ShardflowError, WorkflowConflict
+from ..errors import ScheduleConflict, ShardBusy, ShardflowError, ShardUnavailable, WorkflowConflict
 from ..model import ClusterConfig
 from ..storage import schedules
 from ..storage.ending import end
@@ -245,9 +245,18 @@ class Ticker:
         if tick.definition.overlap == "allow" or tick.last_id is None or tick.last_id == _id(tick):
             return False
         name = (await self._router.load()).shard_of(tick.last_id)
+        if not self._router.healthy(name):  # to be told once is enough, as all the others wait meanwhile
+            raise ShardUnavailable(f"shard {name!r}, which has the workflow of the tick before, is away", shard=name)
         pool = self._router.pool(name)
-        async with pool.connection() as conn:
-            return not await schedules.ended(pool.shard, conn, tick.last_id)
+        try:
+            async with pool.connection() as conn:
+                ended = await schedules.ended(pool.shard, conn, tick.last_id)
+        except ShardUnavailable as error:
+            if not isinstance(error, ShardBusy):
+                self._router.failed(name)
+            raise
+        self._router.answered(name)
+        return not ended
 
     async def _skip(self, shard: Shard, tick: Taken) -> None:
         log.info(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from support.look import connect, one, rows, until
+from support.work import running
 
-from shardflow import App, AsyncClient, ClusterConfig, WorkflowConflict
+from shardflow import App, AsyncClient, ClusterConfig, ShardUnavailable, WorkflowConflict
+from shardflow.client import waiter
 from shardflow.client.control import PAGE
+from shardflow.core.childids import Children
+from shardflow.delivery import courier
 from shardflow.model import Bulk
-from shardflow.storage import submissions
+from shardflow.storage import post, submissions
+from shardflow.storage.messages import Letter
+from shardflow.worker import alarm
 
 app = App("bulks")
 
@@ -21,6 +28,11 @@ app = App("bulks")
 @app.workflow
 async def work(n: int) -> int:
     return n
+
+
+@app.workflow
+async def text(n: int, size: int) -> str:
+    return os.urandom(size // 2).hex()
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +168,94 @@ async def test_what_is_done_to_many_goes_on_behind_the_first_page(cluster_config
         assert await client.cancel_many() == Bulk(count, {})
         assert await client.purge_many() == Bulk(count, {})
         assert (await client.count()).total == 0
+
+
+async def test_whoever_waits_is_heard_however_many_wait_before(
+    shard_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for is due again before the last ones have been, who were asked for never."""
+    monkeypatch.setattr(waiter, "BATCH", 2)
+    sleepers = await client.submit_many([work.call(n).set(delay=3_600) for n in range(1_000)])
+    last = await client.submit_many([work.call(n) for n in range(10)])
+    async with running(shard_config, app):
+        await until(lambda: one(shard_config, "SELECT count(*) FROM outcome") == 10)
+        async with asyncio.TaskGroup() as tasks:
+            waiting = [tasks.create_task(handle.result()) for handle in sleepers]
+            await until(lambda: len(client.waiter("s0")._awaited) == 1_000)
+            await asyncio.sleep(0)
+            assert await asyncio.gather(*(handle.result(60) for handle in last)) == list(range(10))
+            for task in waiting:
+                task.cancel()
+
+
+async def test_results_come_in_answers_of_a_bounded_size(
+    shard_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = await client.submit_many([text.call(n, 60_000) for n in range(20)])
+    async with running(shard_config, app):
+        await until(lambda: one(shard_config, "SELECT count(*) FROM outcome") == 20)
+    least = one(shard_config, "SELECT min(octet_length(output)) FROM outcome")
+    monkeypatch.setattr(submissions, "BYTES", least * 3 // 2)
+    pool = client._router.pool("s0")
+    async with pool.connection() as conn:
+        found = await submissions.outcomes(pool.shard, conn, [handle._wf for handle in handles])
+    assert len(found) == 2, "the first one, and what began before there were enough"
+    assert [len(await handle.result(30)) for handle in handles] == [60_000] * 20
+
+
+async def test_ten_thousand_children_with_ids_of_their_own_are_cancelled_with_their_parent(
+    shard_config: ClusterConfig, client: AsyncClient
+) -> None:
+    """What was recorded of their start has a third of a megabyte, and an answer has ten seconds."""
+    children = Children("parent/0.", 10_000, tuple(f"child-{n:024d}" if n % 2 else None for n in range(10_000)))
+    parent = await client.submit(work, 0, id="parent", delay=3_600)
+    with connect(shard_config) as conn:
+        conn.execute(
+            "INSERT INTO step (wf, seq, name, output) VALUES (%s, 0, 'shardflow.start', %s)",
+            (parent._wf, children.to_json()),
+        )
+        conn.execute(
+            "INSERT INTO message (wf, topic, key, value) SELECT %s, 'shardflow.child', unnest(%s::text[]), '1'",
+            (parent._wf, list(children.ids[:5_000])),
+        )
+    assert await client.cancel("parent")
+    told = rows(shard_config, "SELECT target FROM outbox WHERE topic = 'shardflow.cancel'")
+    assert sorted(target for (target,) in told) == sorted(children.ids[5_000:])
+
+
+async def test_what_nobody_attends_to_is_taken_over_page_by_page(
+    shard_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for the next time that somebody looks."""
+    monkeypatch.setattr(post, "PAGE", 10)
+    monkeypatch.setattr(alarm, "EVERY", 10_000.0)
+    monkeypatch.setattr(alarm, "SELDOM", 10_000.0)
+    target = await client.submit(work, 0, id="target", delay=3_600)
+    rows(
+        shard_config,
+        "INSERT INTO outbox (lease, target, topic, key, value)"
+        " SELECT 0, %s, 'a', n::text, '1' FROM generate_series(1, 105) n",
+        target.id,
+    )
+    async with running(shard_config, app):
+        await until(lambda: one(shard_config, "SELECT count(*) FROM message") == 105)
+
+
+async def test_letters_for_a_shard_that_is_away_are_given_up_at_their_time(
+    shard_config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, and not one page after the other."""
+    tries = 0
+
+    async def away(*_: object) -> set[str]:
+        nonlocal tries
+        tries += 1
+        raise ShardUnavailable("away", shard="s0")
+
+    monkeypatch.setattr(courier, "BATCH", 1)
+    monkeypatch.setattr(courier.Courier, "_hand_over", away)
+    async with AsyncClient(shard_config) as client:
+        posted = [client.delivery.courier.deliver(Letter(f"w{n}", "a", None, b"1"), timeout=0.5) for n in range(200)]
+        answers = await asyncio.gather(*posted, return_exceptions=True)
+    assert all(isinstance(answer, ShardUnavailable) for answer in answers)
+    assert tries < 50

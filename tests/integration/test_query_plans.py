@@ -30,6 +30,8 @@ INSERT INTO message (wf, topic, key, value) SELECT n / 100, 't', n, '1' FROM gen
 INSERT INTO outbox (lease, target, topic, key) SELECT 1, 'w' || n, 't', n FROM generate_series(1, {ROWS // 3}) n;
 INSERT INTO watcher (wf, topic, id, late, registered_at)
 SELECT n, 't', 'w1', n %% 2 = 0, now() - interval '1 hour' FROM generate_series(1, {ROWS // 3}) n;
+INSERT INTO claim (lease, batch, wfs, attempts)
+SELECT 1, 1, array_agg(n), array_agg(0) FROM generate_series(1, 1000) n;
 INSERT INTO event (wf, key, value) SELECT n, 'k', '1' FROM generate_series(1, {ROWS // 3}) n;
 INSERT INTO retry (wf, seq, due_at, attempts, name, error)
 SELECT n, 0, now(), 1, 'step', '' FROM generate_series(1, {ROWS // 3}) n;
@@ -62,7 +64,7 @@ STATEMENTS = {
     "turn.receive": ("bigint[], bigint[]", "'{1,2,3}', '{0,0,0}'"),
     "lease.retries": ("bigint[]", "'{1,2,3}'"),
     "submit.event": ("text, text", "'k', 'w77'"),
-    "read.outcomes": ("bigint[]", "(SELECT array_agg(n) FROM generate_series(1, 1000) n)"),
+    "read.outcomes": ("bigint[], bigint", f"'{{{','.join(map(str, range(1, 1_001)))}}}', 1000000"),
     "read.find": ("text", "'w77'"),
     "read.keys": ("text[]", "'{w1,w2,w3}'"),
     "read.steps": ("text", "'w77'"),
@@ -225,6 +227,8 @@ BULKS = {
         ", ".join((array("%"), array(1), array(2), array("step"), array("x"), array(1))),
     ),
     "turn.tried": ("bigint[], bigint[]", f"{array('%')}, {array(0)}"),
+    "query.describe": ("bigint[]", array("%")),
+    "query.held": ("bigint[]", array("%")),
     "turn.receive": ("bigint[], bigint[]", f"{array('%')}, {array(0)}"),
 }
 

@@ -207,7 +207,7 @@ CASES: dict[str, Case] = {
     "control.pause": Case("text[]", "'{q0}'"),
     "control.unpause": Case("text[]", "'{q8}'"),
     # -- reading
-    "read.outcomes": Case("bigint[]", _some(0, 1_000)),
+    "read.outcomes": Case("bigint[], bigint", f"{_some(0, 1_000)}, 1000000"),
     "read.keys": Case("text[]", _ids(0)),
     "read.find": Case("text", "'w77'"),
     "read.steps": Case("text", "'w77'"),
@@ -239,7 +239,8 @@ CASES: dict[str, Case] = {
     ),
     "query.suspects": _walk(f"{_FITS}, text[], smallint[], bigint", f"{_ANY}, '{{q0,q1}}', '{{0,0}}', 501"),
     "query.count_up_to": _walk("bigint, bigint, bigint, bigint", "501, 501, 501, 501"),
-    "query.describe": _walk("bigint[], bigint[]", f"{_some(0)}, {_some(0)}"),
+    "query.describe": _walk("bigint[]", f"{_some(0)}"),
+    "query.held": _walk("bigint[]", f"{_some(0)}"),
     # -- doctor
     "checkup.frozen": Case(where=Where.CLI),
     "checkup.keys": Case("bigint, bigint, bigint, bigint", "1, 9999999999, 1, 9999999999", where=Where.CLI),
