@@ -216,6 +216,32 @@ async def test_a_tick_for_a_shard_that_is_away_waits_for_it_and_no_other_does(
         assert len(ran(cluster_config, name)) == len(targets[name])
 
 
+async def test_a_shard_that_is_away_is_not_asked_for_each_tick_that_wants_no_overlap(
+    cluster_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time would take as long as a connection may, and all the others wait."""
+    names = ids_on(cluster_config, 0, 40)
+    for name in names:
+        await client.schedules.create(name, 3600, "work", overlap="skip")
+        set_back(cluster_config, name, 7200)
+    async with ticking(cluster_config, shards=(0,)):
+        for name in names:
+            await decided(cluster_config, name)
+    asked = 0
+
+    async def away(shard: Shard, *_: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        raise ShardUnavailable("away", shard=shard.name)
+
+    monkeypatch.setattr(schedules, "ended", away)
+    for name in names:
+        set_back(cluster_config, name, 7200)
+    async with ticking(cluster_config, shards=(0,)):
+        await until(lambda: one(cluster_config, "SELECT count(*) FROM tick WHERE tries > 0") == len(names), 30)
+    assert 0 < asked < len(names) // 2
+
+
 async def test_a_submit_that_hangs_holds_up_no_tick_for_another_shard(
     cluster_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
