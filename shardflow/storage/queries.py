@@ -309,10 +309,12 @@ async def _describe(shard: Shard, conn: Conn, statements: Statements, wfs: Seque
 async def _placed(conn: Conn, statements: Statements, wfs: Sequence[int]) -> list[tuple[Any, ...]]:
     """The rows of `describe`, each with its status. Receipts are joined here: the server's plans in this transaction
     would compare each of them with each workflow."""
+    keys = (Int8s(wfs),)
     async with conn.pipeline():
-        asked = [await conn.execute(statements[name], (Int8s(wfs),), binary=True) for name in ("describe", "held")]
-    rows = await asked[0].fetchall()
-    held: dict[int, int] = dict(await asked[1].fetchall())
+        described = await conn.execute(statements["describe"], keys, binary=True)
+        claimed = await conn.execute(statements["held"], keys, binary=True)
+    rows = await described.fetchall()
+    held: dict[int, int] = dict(await claimed.fetchall())
     return [
         (
             *row[:4],
