@@ -230,7 +230,7 @@ async def test_a_shard_that_is_away_is_not_asked_for_each_tick_that_wants_no_ove
 
     monkeypatch.setattr(schedules, "ended", away)
     for name in names:
-        await client.schedules.create(name, 3600, "work", overlap="skip")
+        await client.schedules.create(name, 3600, "work", overlap="skip", missed="latest")
         set_back(cluster_config, name, 7200)
         rows(cluster_config, "UPDATE schedule SET last_id = 'before ' || name WHERE name = %s", name)
     async with ticking(cluster_config, shards=(0,)):
