@@ -5,7 +5,10 @@ steps, sleeps, messages, children, a limited queue. Workflows are deleted some m
 last tenth of the time, after a warm-up, has 95 % of the first tenth's throughput, if tables and indexes grow no more
 in the second half, and if every workflow that was submitted has ended well.
 
-    python benchmarks/soak.py --minutes 60 --out benchmarks/results/soak.json
+A machine that others share is faster at one time and slower at another. With `--control` a new cluster takes the same
+load right behind it, for as long as the warm-up and a tenth: against it, what came with age is seen.
+
+    python benchmarks/soak.py --minutes 60 --control --out benchmarks/results/soak.json
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,8 @@ LEAST, MOST = 0.95, 1.2
 COSTS = ("worker_cpu_us", "postgres_cpu_us", "machine_us")
 
 
-def figures(at: Stand, account: dict[str, int]) -> dict[str, Any]:
-    """The verdict, from the samples behind the warm-up."""
+def figures(at: Stand, account: dict[str, int], fresh: Stand | None = None) -> dict[str, Any]:
+    """The verdict, from the samples behind the warm-up, and beside it what a `fresh` cluster has shown afterwards."""
     warm = [each for each in at.samples if each["seconds"] > warm_up(at.wanted)]
     tenth = max(1, len(warm) // 10)
     half = len(warm) // 2
@@ -49,6 +52,7 @@ def figures(at: Stand, account: dict[str, int]) -> dict[str, Any]:
         "last_to_first": round(ratio, 3),
         **{f"{each}_first_tenth": round(mean(warm[:tenth], each), 1) for each in COSTS},
         **{f"{each}_last_tenth": round(mean(warm[-tenth:], each), 1) for each in COSTS},
+        **(_beside(warm[-tenth:], fresh, warm_up(at.wanted)) if fresh is not None else {}),
         "size_growth": round(growth, 3),
         "largest_bytes": dict(sorted(at.largest.items(), key=lambda item: -item[1])[:8]),
         "rss_mb_first": warm[0]["rss_mb"] if warm else None,
@@ -58,27 +62,46 @@ def figures(at: Stand, account: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def _beside(last: list[dict[str, Any]], fresh: Stand, behind: float) -> dict[str, Any]:
+    samples = [each for each in fresh.samples if each["seconds"] > behind]
+    return {
+        "fresh_per_s": round(mean(samples)),
+        "last_to_fresh": round(mean(last) / mean(samples), 3) if samples else None,
+        **{f"{each}_fresh": round(mean(samples, each), 1) for each in COSTS},
+    }
+
+
 def warm_up(wanted: Wanted) -> float:
     """Seconds that do not count, a third of the time at the most: until as much is deleted as comes in, and until
     autovacuum, which looks once a minute, has come by."""
     return min(max(2 * wanted.age + 10, 90), wanted.minutes * 20)
 
 
-def run(wanted: Wanted) -> dict[str, Any]:
+def run(wanted: Wanted, *, control: bool = False) -> dict[str, Any]:
     """The parts of the result file."""
+    at, account, surroundings = _run(wanted)
+    fresh = None
+    if control:
+        behind = warm_up(wanted)
+        fresh, again, _ = _run(replace(wanted, minutes=(behind + (wanted.minutes * 60 - behind) / 10) / 60))
+        account = {name: number + (again[name] if name != "submitted" else 0) for name, number in account.items()}
+    options = {**asdict(wanted), "rate": wanted.rate or "as many as are taken", "control": control}
+    return {
+        "environment": surroundings,
+        "options": options,
+        "figures": figures(at, account, fresh),
+        "series": at.samples,
+    }
+
+
+def _run(wanted: Wanted) -> tuple[Stand, dict[str, int], dict[str, Any]]:
+    """A cluster that has taken the load; its account, and where it ran."""
     with stand(wanted) as at:
         asyncio.run(at.run())
         account = asyncio.run(at.account())
         for error in at.load.errors[:3]:
             print(f"error: {error}", file=sys.stderr)
-        surroundings = asyncio.run(environment(at.config))
-        options = {**asdict(wanted), "rate": wanted.rate or "as many as are taken"}
-        return {
-            "environment": surroundings,
-            "options": options,
-            "figures": figures(at, account),
-            "series": at.samples,
-        }
+        return at, account, asyncio.run(environment(at.config))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="worker processes (default: 1)")
     parser.add_argument("--payload", type=int, default=100, help="bytes of each input and result (default: 100)")
     parser.add_argument("--rate", type=float, help="submissions a second (default: as many as are taken)")
+    parser.add_argument("--control", action="store_true", help="then a tenth of it with a new cluster")
     parser.add_argument("--quick", action="store_true", help="some seconds only, to see that it works")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there")
@@ -106,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.payload,
         given.rate or (300.0 if given.quick else None),
     )
-    result = run(wanted)
+    result = run(wanted, control=given.control)
     if given.out:
         write(given.out, "soak", result)
     print(json.dumps(result if given.json else result["figures"], indent=2))

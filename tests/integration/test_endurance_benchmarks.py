@@ -74,6 +74,11 @@ def test_what_was_lost_or_there_twice_would_be_seen(monkeypatch: pytest.MonkeyPa
         assert soak.figures(at, good)["passed"] is passed
     at.samples = samples(500.0, 1000)
     assert [soak.figures(at, good)[f"machine_us_{tenth}_tenth"] for tenth in ("first", "last")] == [1.0, 2.0]
+    fresh = Stand.__new__(Stand)
+    fresh.samples = samples(500.0, 1000)[-30:]
+    fresh.samples.insert(0, {**fresh.samples[0], "seconds": 80.0, "workflows_per_s": 9.0})  # while it warms up
+    found = soak.figures(at, good, fresh)
+    assert (found["fresh_per_s"], found["last_to_fresh"], found["machine_us_fresh"]) == (500, 1.0, 2.0)
     for rate, passed in ((810.0, True), (790.0, False)):
         at.samples = samples(1000.0, 1000, rate)
         assert horizon.figures(at, good, 30.0)["passed"] is passed

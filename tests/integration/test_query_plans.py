@@ -30,8 +30,6 @@ INSERT INTO message (wf, topic, key, value) SELECT n / 100, 't', n, '1' FROM gen
 INSERT INTO outbox (lease, target, topic, key) SELECT 1, 'w' || n, 't', n FROM generate_series(1, {ROWS // 3}) n;
 INSERT INTO watcher (wf, topic, id, late, registered_at)
 SELECT n, 't', 'w1', n %% 2 = 0, now() - interval '1 hour' FROM generate_series(1, {ROWS // 3}) n;
-INSERT INTO claim (lease, batch, wfs, attempts)
-SELECT 1, 1, array_agg(n), array_agg(0) FROM generate_series(1, 1000) n;
 INSERT INTO event (wf, key, value) SELECT n, 'k', '1' FROM generate_series(1, {ROWS // 3}) n;
 INSERT INTO retry (wf, seq, due_at, attempts, name, error)
 SELECT n, 0, now(), 1, 'step', '' FROM generate_series(1, {ROWS // 3}) n;
@@ -93,6 +91,10 @@ def filled(lab: Any, request: pytest.FixtureRequest) -> Iterator[ClusterConfig]:
         conn.execute(FILL)
         in_thread(open_lease(config))
         conn.execute("UPDATE lease SET lease = 1")
+        conn.execute(
+            "INSERT INTO claim (lease, batch, wfs, attempts)"
+            " SELECT 1, 99, array_agg(n), array_agg(0) FROM generate_series(1, 1000) n"
+        )
         if request.param == "analyzed":
             conn.execute("ANALYZE")
     yield config
