@@ -37,6 +37,8 @@ _USUAL = More()
 #: Workflows at the most that are submitted in one statement, which takes less than a transaction around it. Behind a
 #: pooler it could be at any isolation level.
 FEW = 50
+#: Workflows in the first statement of many: the server has as long to do with them as the client with the others.
+FIRST = 150
 #: Workflows in one statement at the most: a set of them fits into the server's memory for hashing.
 PART = 5_000
 
@@ -109,7 +111,7 @@ def _add_insertions(pipe: Pipeline, shard: Shard, new: Sequence[NewWorkflow]) ->
         return [pipe.add(*insertion(shard, new), binary=True)]
     usual = _usual(new)
     statement = shard.statements("submit")["insert_new" if usual else "insert_more"]
-    parts = [new[:FEW], *(new[at : at + PART] for at in range(FEW, len(new), PART))]
+    parts = [new[:FIRST], *(new[at : at + PART] for at in range(FIRST, len(new), PART))]
     return [pipe.add_later(statement, partial(_columns if usual else _all_columns, p), binary=True) for p in parts]
 
 

@@ -38,6 +38,7 @@ async def text(n: int, size: int) -> str:
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several statements for a bulk."""
+    monkeypatch.setattr(submissions, "FIRST", 50)
     monkeypatch.setattr(submissions, "PART", 60)
 
 
@@ -71,7 +72,7 @@ async def test_a_bulk_of_which_a_part_is_there_begins_again_only_once(
     await client.submit_many(calls[49::60])  # the last one of each statement
     drawn = one(shard_config, "SELECT last_value FROM key")
     await client.submit_many(calls)
-    assert one(shard_config, "SELECT last_value FROM key") - drawn <= 290 + submissions.FEW
+    assert one(shard_config, "SELECT last_value FROM key") - drawn <= 290 + submissions.FIRST
 
 
 async def test_a_bulk_that_meets_another_submission_under_way(
