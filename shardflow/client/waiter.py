@@ -34,8 +34,10 @@ SOONER, LATER = 0.9, 1.06
 NAMES = 1_000
 #: Seconds between two asks whether a workflow that has not ended is there at all.
 CHECK_EVERY = 5.0
-#: Workflows asked for in one query at the most.
-BATCH = 5_000
+#: Workflows asked for in one query at the most; how many at first, twice as many each time and half of them where no
+#: answer came; and bytes of results in one answer, as far as they are foreseen from those before.
+BATCH, BEGIN = 5_000, 64
+BYTES = 16 << 20
 
 
 class Habits:
@@ -82,6 +84,8 @@ class Waiter:
         self._pool = pool
         self._awaited: dict[str, Awaited] = {}
         self._habits = Habits()
+        self._batch = BEGIN
+        self._size = 1.0  # bytes of a result lately
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         #: Why the shard did not answer the last time; None where it did.
@@ -162,19 +166,22 @@ class Waiter:
             began = loop.time()
             horizon = began + TICK / 2
             due = [id for id, a in self._awaited.items() if a.due <= horizon]
-            if len(due) > BATCH:  # those that have waited for longest: what is asked is due again soon
-                due = heapq.nsmallest(BATCH, due, key=lambda id: self._awaited[id].due)
+            most = min(self._batch, max(1, int(BYTES / self._size)))
+            if len(due) > most:  # those that have waited for longest: what is asked is due again soon
+                due = heapq.nsmallest(most, due, key=lambda id: self._awaited[id].due)
             try:
                 async with self._pool.connection() as conn:
                     found = await outcomes(self._pool.shard, conn, [self._awaited[id].wf for id in due])
                     self._deliver(found)
                     await self._check(conn, [id for id in due if id in self._awaited])
                 failures, self.trouble = 0, None
+                self._batch = min(BATCH, 2 * self._batch)
             except UsageError as error:  # the client is closed
                 self._give_up(error)
                 return
             except Exception as error:
                 failures += 1
+                self._batch = max(1, len(due) // 2)
                 self.trouble = str(error)
                 pause = min(2.0, 0.05 * 2**failures) * (0.5 + random.random())
                 log.log(
@@ -230,6 +237,9 @@ class Waiter:
             awaited.name = None
 
     def _deliver(self, found: list[Outcome]) -> None:
+        if found:
+            mean = sum(len(outcome.output or b"") for outcome in found) / len(found)
+            self._size = max(1.0, mean, self._size + (mean - self._size) / 8)
         for outcome in found:
             awaited = self._awaited.get(outcome.id)
             if awaited is None or awaited.wf != outcome.wf:

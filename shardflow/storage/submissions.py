@@ -43,10 +43,6 @@ FIRST = 150
 PART = 5_000
 
 
-#: Bytes of results in one answer; so many at least arrive in the time that one has.
-BYTES = 16 << 20
-
-
 class NewWorkflow(Protocol):
     """A submission to write: `input` encoded, `priority` lower first; `more`, where it asks for more."""
 
@@ -176,10 +172,10 @@ async def keys(shard: Shard, conn: Conn, ids: Sequence[str]) -> dict[str, int]:
 
 
 async def outcomes(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Outcome]:
-    """The ends of those of these workflows that have ended; one at least, and not much more than `BYTES` of them."""
+    """The ends of those of these workflows that have ended."""
     with shard.translate():
         pipe = Pipeline(conn, prepare=not shard.config.pooler)
-        found = pipe.add(shard.statements("read")["outcomes"], (Int8s(wfs), BYTES), binary=True)
+        found = pipe.add(shard.statements("read")["outcomes"], (Int8s(wfs),), binary=True)
         await pipe.run()
         return [
             Outcome(wf, id, Status(status), output, from_json(error) if error is not None else None)

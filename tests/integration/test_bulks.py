@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,8 @@ from shardflow.delivery import courier
 from shardflow.model import Bulk
 from shardflow.storage import post, submissions
 from shardflow.storage.messages import Letter
+from shardflow.storage.shard import Conn, Shard
+from shardflow.storage.submissions import Outcome
 from shardflow.worker import alarm
 
 app = App("bulks")
@@ -176,6 +178,8 @@ async def test_whoever_waits_is_heard_however_many_wait_before(
 ) -> None:
     """What was asked for is due again before the last ones have been, who were asked for never."""
     monkeypatch.setattr(waiter, "BATCH", 2)
+    monkeypatch.setattr(waiter, "BEGIN", 2)
+    monkeypatch.setattr(waiter, "MOST", waiter.LEAST)
     sleepers = await client.submit_many([work.call(n).set(delay=3_600) for n in range(1_000)])
     last = await client.submit_many([work.call(n) for n in range(10)])
     async with running(shard_config, app):
@@ -189,19 +193,28 @@ async def test_whoever_waits_is_heard_however_many_wait_before(
                 task.cancel()
 
 
-async def test_results_come_in_answers_of_a_bounded_size(
-    shard_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most", [1, 3])
+async def test_results_come_where_an_answer_with_many_does_not(
+    shard_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    handles = await client.submit_many([text.call(n, 60_000) for n in range(20)])
+    """They are too large for all of them to arrive in the time that an answer has."""
+    real, sizes = waiter.outcomes, list[int]()
+
+    async def slow(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Outcome]:
+        if len(wfs) > most:
+            raise ShardUnavailable("nothing came back in time", shard=shard.name)
+        found = await real(shard, conn, wfs)
+        sizes.append(len(found))
+        return found
+
+    handles = await client.submit_many([text.call(n, 60_000) for n in range(50)])
     async with running(shard_config, app):
-        await until(lambda: one(shard_config, "SELECT count(*) FROM outcome") == 20)
-    least = one(shard_config, "SELECT min(octet_length(output)) FROM outcome")
-    monkeypatch.setattr(submissions, "BYTES", least * 3 // 2)
-    pool = client._router.pool("s0")
-    async with pool.connection() as conn:
-        found = await submissions.outcomes(pool.shard, conn, [handle._wf for handle in handles])
-    assert len(found) == 2, "the first one, and what began before there were enough"
-    assert [len(await handle.result(30)) for handle in handles] == [60_000] * 20
+        await until(lambda: one(shard_config, "SELECT count(*) FROM outcome") == 50)
+    monkeypatch.setattr(waiter, "outcomes", slow)
+    monkeypatch.setattr(waiter, "BYTES", 100_000)
+    results = await asyncio.gather(*(handle.result(60) for handle in handles))
+    assert [len(result) for result in results] == [60_000] * 50
+    assert max(sizes[1:]) <= 2, "of so many bytes"
 
 
 async def test_ten_thousand_children_with_ids_of_their_own_are_cancelled_with_their_parent(

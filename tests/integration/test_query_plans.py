@@ -62,7 +62,7 @@ STATEMENTS = {
     "turn.receive": ("bigint[], bigint[]", "'{1,2,3}', '{0,0,0}'"),
     "lease.retries": ("bigint[]", "'{1,2,3}'"),
     "submit.event": ("text, text", "'k', 'w77'"),
-    "read.outcomes": ("bigint[], bigint", f"'{{{','.join(map(str, range(1, 1_001)))}}}', 1000000"),
+    "read.outcomes": ("bigint[]", "(SELECT array_agg(n) FROM generate_series(1, 1000) n)"),
     "read.find": ("text", "'w77'"),
     "read.keys": ("text[]", "'{w1,w2,w3}'"),
     "read.steps": ("text", "'w77'"),
