@@ -171,17 +171,21 @@ class Waiter:
                 due = heapq.nsmallest(most, due, key=lambda id: self._awaited[id].due)
             try:
                 async with self._pool.connection() as conn:
+                    due = [id for id in due if id in self._awaited]  # somebody may have gone meanwhile
                     found = await outcomes(self._pool.shard, conn, [self._awaited[id].wf for id in due])
                     self._deliver(found)
                     await self._check(conn, [id for id in due if id in self._awaited])
                 failures, self.trouble = 0, None
-                self._batch = min(BATCH, 2 * self._batch)
+                if len(due) >= most:
+                    self._batch = min(BATCH, 2 * self._batch)
             except UsageError as error:  # the client is closed
                 self._give_up(error)
                 return
             except Exception as error:
                 failures += 1
                 self._batch = max(1, len(due) // 2)
+                if len(due) == 1 and due[0] in self._awaited:  # the others must not wait for this one
+                    self._awaited[due[0]].due = loop.time() + 2 * (loop.time() - began)
                 self.trouble = str(error)
                 pause = min(2.0, 0.05 * 2**failures) * (0.5 + random.random())
                 log.log(
@@ -238,7 +242,7 @@ class Waiter:
 
     def _deliver(self, found: list[Outcome]) -> None:
         if found:
-            mean = sum(len(outcome.output or b"") for outcome in found) / len(found)
+            mean = sum(outcome.size for outcome in found) / len(found)
             self._size = max(1.0, mean, self._size + (mean - self._size) / 8)
         for outcome in found:
             awaited = self._awaited.get(outcome.id)

@@ -65,6 +65,12 @@ class Outcome:
     output: bytes | None
     error: ErrorInfo | None
 
+    @property
+    def size(self) -> int:
+        """Bytes of what was answered, about."""
+        error = self.error
+        return len(self.output or b"") + (len(error.message) + len(error.traceback) if error is not None else 0)
+
 
 async def submit(
     shard: Shard, conn: Conn, generation: int, new: Sequence[NewWorkflow], seconds: float = 0.0
@@ -103,9 +109,9 @@ async def submit(
 def _add_insertions(pipe: Pipeline, shard: Shard, new: Sequence[NewWorkflow]) -> list[Reply]:
     """The statements that write the workflows. Of many, the server begins with the first few while the parameters of
     the others are made."""
-    if len(new) <= FEW:
-        return [pipe.add(*insertion(shard, new), binary=True)]
     usual = _usual(new)
+    if len(new) <= FEW or (not usual and any(n.more and (n.more.key or n.more.dedup) for n in new)):
+        return [pipe.add(*insertion(shard, new), binary=True)]  # in which locks of keys are taken in one order
     statement = shard.statements("submit")["insert_new" if usual else "insert_more"]
     parts = [new[:FIRST], *(new[at : at + PART] for at in range(FIRST, len(new), PART))]
     return [pipe.add_later(statement, partial(_columns if usual else _all_columns, p), binary=True) for p in parts]

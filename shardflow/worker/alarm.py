@@ -17,6 +17,8 @@ FAR = 3600.0
 #: How many times as long as it took must lie between two, and the seconds after which that does not matter.
 COST_FACTOR = 50.0
 SELDOM = 10.0
+#: Seconds that what is left over may take where it goes on at once.
+CHEAP = 0.05
 #: Seconds of the server's clock by which a look overlaps the last one: who suspended something that was due at once
 #: may have committed it after that look.
 OVERLAP = 1.0
@@ -120,7 +122,10 @@ class Alarm:
         """Whether that turn is to look for what nobody attends to."""
         return self._found or self._chores.due(now)
 
-    def chores_done(self, took: float) -> None:
-        """A turn has, which took so many seconds for it."""
-        self._found = False
+    def chores_done(self, took: float, *, more: bool = False) -> bool:
+        """A turn has, which took so many seconds for it. Whether the next one is to go on at once, as there is `more`
+        and it was cheap."""
+        self._found = more and took < CHEAP
+        self._wanted = self._wanted or self._found
         self._chores.done(self._loop.time(), took)
+        return self._found

@@ -350,11 +350,9 @@ class CommitLoop:
             self.idle.arrived(turn.mail, answer.mail)
         if turn.outbox is not None:
             self.relay.page(turn.outbox, answer.page)
-        if turn.adopt:
-            self.alarm.chores_done(answer.chores_took)
-            if answer.more_left and self.relay.has_room:
-                self.alarm.hint(None, more=True)
-                self.wake()
+        more = answer.more_left and self.relay.has_room
+        if turn.adopt and self.alarm.chores_done(answer.chores_took, more=more):
+            self.wake()
         if turn.wake:
             assert answer.woken_to is not None
             more = answer.woken >= turn.wake

@@ -16,6 +16,7 @@ from shardflow import App, AsyncClient, ClusterConfig, ShardUnavailable, Workflo
 from shardflow.client import waiter
 from shardflow.client.control import PAGE
 from shardflow.core.childids import Children
+from shardflow.definitions import Call
 from shardflow.delivery import courier
 from shardflow.model import Bulk
 from shardflow.storage import post, submissions
@@ -215,6 +216,43 @@ async def test_results_come_where_an_answer_with_many_does_not(
     results = await asyncio.gather(*(handle.result(60) for handle in handles))
     assert [len(result) for result in results] == [60_000] * 50
     assert max(sizes[1:]) <= 2, "of so many bytes"
+
+
+async def test_a_result_that_never_comes_keeps_no_other_waiting(
+    shard_config: ClusterConfig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = waiter.outcomes
+    handles = await client.submit_many([work.call(n) for n in range(50)])
+    stuck, *others = handles
+
+    async def asked(shard: Shard, conn: Conn, wfs: Sequence[int]) -> list[Outcome]:
+        if stuck._wf in wfs:
+            raise ShardUnavailable("nothing came back in time", shard=shard.name)
+        return await real(shard, conn, wfs)
+
+    async with running(shard_config, app):
+        await until(lambda: one(shard_config, "SELECT count(*) FROM outcome") == 50)
+    monkeypatch.setattr(waiter, "outcomes", asked)
+    waiting = asyncio.create_task(stuck.result())
+    assert await asyncio.gather(*(handle.result(60) for handle in others)) == list(range(1, 50))
+    waiting.cancel()
+
+
+@pytest.mark.parametrize("option", ["key_concurrency", "dedup_key"])
+async def test_bulks_with_the_same_keys_do_not_lock_each_other_out(shard_config: ClusterConfig, option: str) -> None:
+    def calls(numbers: Sequence[int], of: int) -> list[Call[int]]:
+        keys = [f"k{n}" for n in numbers]
+        wanted = [{option: (key, 9) if option == "key_concurrency" else key} for key in keys]
+        return [work.call(of).set(id=f"{{{key}}}/{of}", **each) for key, each in zip(keys, wanted, strict=True)]
+
+    async with AsyncClient(shard_config) as one_, AsyncClient(shard_config) as other:
+        for of in range(0, 20, 2):
+            there, back = range(300), range(299, -1, -1)
+            await asyncio.gather(one_.submit_many(calls(there, of)), other.submit_many(calls(back, of + 1)))
+    with connect(shard_config) as conn:
+        conn.execute("SELECT pg_stat_clear_snapshot()")
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    assert one(shard_config, deadlocks) == 0
 
 
 async def test_ten_thousand_children_with_ids_of_their_own_are_cancelled_with_their_parent(
