@@ -95,7 +95,7 @@ class Pipeline:
         self._asked.append((statement, self._dump(parameters), binary, reply))
         return reply
 
-    def add_later(self, statement: bytes, make: Callable[[], Sequence[Any]], *, binary: bool = False) -> Reply:
+    def add_later(self, statement: bytes, make: _Later, *, binary: bool = False) -> Reply:
         """The same with parameters that `make` gives while the server is already at the statements before.
 
         Where that fails the connection is closed, and nothing was done if the transaction's end is behind it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -241,16 +242,18 @@ async def test_a_result_that_never_comes_keeps_no_other_waiting(
 @pytest.mark.parametrize("option", ["key_concurrency", "dedup_key"])
 async def test_bulks_with_the_same_keys_do_not_lock_each_other_out(shard_config: ClusterConfig, option: str) -> None:
     def calls(numbers: Sequence[int], of: int) -> list[Call[int]]:
-        keys = [f"k{n}" for n in numbers]
+        keys = [f"k{n}-{of // 2}" for n in numbers]
         wanted = [{option: (key, 9) if option == "key_concurrency" else key} for key in keys]
         return [work.call(of).set(id=f"{{{key}}}/{of}", **each) for key, each in zip(keys, wanted, strict=True)]
 
-    async with AsyncClient(shard_config) as one_, AsyncClient(shard_config) as other:
-        for of in range(0, 20, 2):
-            there, back = range(300), range(299, -1, -1)
-            await asyncio.gather(one_.submit_many(calls(there, of)), other.submit_many(calls(back, of + 1)))
-    with connect(shard_config) as conn:
-        conn.execute("SELECT pg_stat_clear_snapshot()")
+    shuffled, there = random.Random(5), range(300)
+    async with AsyncClient(shard_config) as client:
+        for of in range(0, 80, 2):
+            pair = (there, there[::-1]) if of % 4 else (shuffled.sample(there, 300), shuffled.sample(there, 300))
+            await asyncio.gather(*(client.submit_many(calls(order, of + n)) for n, order in enumerate(pair)))
+    # A session tells what it has met when it ends.
+    mine = "datname = current_database() AND application_name = 'shardflow client'"
+    await until(lambda: one(shard_config, f"SELECT count(*) FROM pg_stat_activity WHERE {mine}") == 0)
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert one(shard_config, deadlocks) == 0
 
