@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from shardflow.worker.alarm import COST_FACTOR, EVERY, FAR, OVERLAP, SELDOM, Alarm
+from shardflow.worker.alarm import CHEAP, COST_FACTOR, EVERY, FAR, OVERLAP, SELDOM, Alarm
 
 #: What the server's clock shows at a look.
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,6 +66,16 @@ def test_a_look_from_the_start_is_the_rarer_the_longer_it_takes_and_chores_are_l
     assert not alarm.chores(clock.now + 0.09 * COST_FACTOR)
     assert alarm.since(clock.now + 0.1 * COST_FACTOR) is None
     assert alarm.chores(clock.now + 0.1 * COST_FACTOR)
+
+
+def test_chores_go_on_at_once_where_there_is_more_and_they_are_cheap() -> None:
+    clock, alarm = rested()
+    assert alarm.chores_done(CHEAP / 2, more=True)
+    assert alarm.rings(clock.now)
+    assert alarm.chores(clock.now)
+    for took, more in ((CHEAP, True), (CHEAP / 2, False)):
+        assert not alarm.chores_done(took, more=more)
+        assert not alarm.chores(clock.now)
 
 
 def test_what_a_full_look_left_is_looked_at_again_from_the_same_time() -> None:
